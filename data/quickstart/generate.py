@@ -34,7 +34,7 @@ SPLIT_ROWS = {"sft": 768, "prompts": 1536, "validation": 240, "test": 480}
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. `operands` is what the text says; `key` is the same for questions with the same content."""
+    """One question: `operands` is what its text says; questions with the same content have the same `key`."""
 
     kind: str
     operands: tuple[int, ...]
@@ -101,7 +101,7 @@ def _draw_sub(rng: random.Random) -> Problem:
 
 
 def _sub_steps(p: Problem) -> list[str]:
-    """Columns from the right; borrowing lends ten and takes one from the next: 532-187 -> 12-7=5, 12-8-1..."""
+    """Columns from the right; a borrowed ten is paid back in the next: 532-187 -> 12-7=5, 13-8-1=4, 5-1-1=3."""
     steps, borrow = [], 0
     for x, y in zip(reversed(_digits(p.operands[0])), reversed(_digits(p.operands[1])), strict=True):
         lent = 10 if x - borrow < y else 0
@@ -360,7 +360,7 @@ def _distinct(rng: random.Random, split: str, count: int) -> Iterator[tuple[Prob
 def sft_rows(seed: int, count: int = SPLIT_ROWS["sft"]) -> list[dict[str, Any]]:
     """Chat demonstrations by both writers; `source` says the kind and the writer."""
     rng = random.Random(f"sft-{seed}")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for problem, instructions in _distinct(rng, "sft", count):
         hasty = rng.random() < HASTY_SHARE[problem.kind]
         writer = SFT_HASTY if hasty else SFT_CAREFUL

@@ -1,6 +1,6 @@
 """Pre-trains the quickstart's base model from scratch, on a CPU, from `generate.py`'s raw pages.
 
-A 1.9M-parameter Llama over single characters. It reads problems solved well and badly, in no chat format, so
+A 1.8M-parameter Llama over single characters. It reads problems solved well and badly, in no chat format, so
 it *can* do what the recipe later asks for, but has no reason to prefer it.
 
     python data/quickstart/train_base.py
@@ -150,7 +150,7 @@ def train(model: LlamaForCausalLM, batches: Iterator[torch.Tensor], args: argpar
 def complete(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[str]:
     """Greedy continuations of texts, up to the end of the line."""
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-    out = model.generate(**batch, max_new_tokens=56, do_sample=False)
+    out = model.generate(**batch, max_new_tokens=56, do_sample=False)  # type: ignore[misc]
     ended = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.split("\n")[0] for text in ended]
 
@@ -194,7 +194,7 @@ def save(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.to(torch.bfloat16).save_pretrained(temporary)
+    model.bfloat16().save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     (temporary / "TRAINING.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     (temporary / "model.safetensors").chmod(0o644)
@@ -234,7 +234,9 @@ def main() -> None:
     batches = packed_batches(tokenizer, args.seed, args.batch_tokens, args.short_steps)
     loss = train(model, batches, args)
     seconds = time.time() - start
-    model.to(torch.bfloat16).float().eval()  # measure what is saved
+    for parameter in model.parameters():  # measure what is saved
+        parameter.data = parameter.data.bfloat16().float()
+    model.eval()
     accuracy = {
         "worked (careful pages)": page_accuracy(model, tokenizer, careful=True),
         "at once (hasty pages)": page_accuracy(model, tokenizer, careful=False),
