@@ -1,0 +1,64 @@
+"""Verifiers: did this response earn its reward?  Sample in, Verdict out, an error is never a score.
+
+    from verifiers import Sample, VerifierPool, build
+
+    build("gsm8k").verify(Sample("... so \\\\boxed{72}", "#### 72"))
+
+    with VerifierPool(workers=4) as pool:
+        verdicts = pool.verify([("math", Sample(response, reference)) for response, reference in rows])
+
+This package imports nothing of tulu_lite and no torch, and can be used by itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from verifiers.base import Sample, Status, Verdict, correct, error, incorrect, scored, unverifiable
+from verifiers.errors import BadReference, NameTaken, SpecError, UnknownVerifier, VerifierError
+from verifiers.registry import BUILT_IN, names, verifier
+from verifiers.spec import Spec, Verifier, build
+
+if TYPE_CHECKING:
+    from verifiers.pool import VerifierPool
+
+BUILT_IN.update(
+    {
+        "exact": "verifiers.text",
+        "choice": "verifiers.text",
+        "number": "verifiers.maths",
+        "gsm8k": "verifiers.maths",
+        "math": "verifiers.maths",
+        "boxed": "verifiers.maths",
+    }
+)
+
+__all__ = [
+    "BadReference",
+    "NameTaken",
+    "Sample",
+    "Spec",
+    "SpecError",
+    "Status",
+    "UnknownVerifier",
+    "Verdict",
+    "Verifier",
+    "VerifierError",
+    "VerifierPool",
+    "build",
+    "correct",
+    "error",
+    "incorrect",
+    "names",
+    "scored",
+    "unverifiable",
+    "verifier",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "VerifierPool":  # not needed in a worker
+        from verifiers.pool import VerifierPool
+
+        return VerifierPool
+    raise AttributeError(f"module 'verifiers' has no attribute {name!r}")

@@ -1,0 +1,102 @@
+"""Where in a response the answer is."""
+
+from __future__ import annotations
+
+import re
+
+from verifiers.numerals import plain_characters
+
+MAX_BOX = 2_000  # characters of one box
+
+_BOX = re.compile(r"\\(?:boxed|fbox) *(?:\{|(?=[\dA-Za-z]))")
+_BETWEEN = re.compile(
+    r"(?:[\s$,;.*]|\\[()\[\],;: ]|\\q?quad|\band\b|\bor\b|\\(?:text|mbox) *\{ *,? *(?:and|or)? *\}){0,40}"
+)
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_ANSWER_IS = re.compile(
+    r"(?:final\s+answer|the\s+answer|answer)\b\s*(?:is\b|:|=)?\s*(?:is\b)?\s*:?\s*[*_]*\s*", re.IGNORECASE
+)
+_MATH = re.compile(
+    r"\$\$(?P<dd>.+?)\$\$|(?<!\\)\$(?P<d>[^$]+?)(?<!\\)\$|\\\[(?P<b>.+?)\\\]|\\\((?P<p>.+?)\\\)", re.DOTALL
+)
+
+
+def answer_part(response: str) -> str:
+    """What stands in the last <answer>...</answer>, or the whole response without one."""
+    tags = _ANSWER_TAG.findall(response) if "<" in response else []
+    return tags[-1] if tags else response
+
+
+def last_boxes(text: str) -> list[str] | None:
+    """The contents of the last \\boxed{...}; more than one when boxes stand in a row ("\\boxed{1} and
+    \\boxed{2}"), which is an answer of several parts. None when there is no box; [] when the last one is
+    not closed or too long to be an answer.
+    """
+    found: list[tuple[int, int, str]] = []
+    position = 0
+    for match in _BOX.finditer(text):
+        if match.start() < position:
+            continue  # a box inside a box
+        content = _braced(text, match.end()) if match.group().endswith("{") else text[match.end()]
+        if content is None:
+            found.append((match.start(), len(text), ""))
+            position = len(text)
+            break
+        position = match.end() + len(content) + match.group().endswith("{")
+        found.append((match.start(), position, content))
+    if not found:
+        return None
+    row = [found[-1]]
+    for box in reversed(found[:-1]):
+        between = text[box[1] : row[-1][0]]
+        if len(between) > 40 or not _BETWEEN.fullmatch(between):
+            break
+        row.append(box)
+    contents = [content.strip() for _, _, content in reversed(row)]
+    return contents if all(0 < len(content) <= MAX_BOX for content in contents) else []
+
+
+def _braced(text: str, start: int) -> str | None:
+    """The text from `start`, just after an opening brace, to its closing brace."""
+    depth = 1
+    for index in range(start, min(len(text), start + MAX_BOX + 1)):
+        char = text[index]
+        if char in "{}" and not _escaped(text, index):
+            depth += 1 if char == "{" else -1
+            if depth == 0:
+                return text[start:index]
+    return None
+
+
+def _escaped(text: str, index: int) -> bool:
+    slashes = 0
+    while index > slashes and text[index - 1 - slashes] == "\\":
+        slashes += 1
+    return slashes % 2 == 1
+
+
+def after_hashes(text: str) -> str | None:
+    """The rest of the line after the last "####", GSM8K's own mark."""
+    before, mark, after = text.rpartition("####")
+    return after.strip().split("\n")[0].strip() if mark else None
+
+
+def after_answer_is(text: str) -> str | None:
+    """What follows the last "the answer is" up to the end of its sentence, math delimiters removed."""
+    matches = list(_ANSWER_IS.finditer(text))
+    if not matches:
+        return None
+    rest = text[matches[-1].end() :][:MAX_BOX].strip()
+    if math := _MATH.match(rest):
+        return next(group for group in math.groups() if group is not None).strip()
+    sentence = re.split(r"\n|[.!?](?=\s|$)|\s+(?:because|since|which)\b", rest, maxsplit=1)[0]
+    return sentence.strip(" *_:") or None
+
+
+def last_math(text: str) -> str | None:
+    """The last $...$, \\(...\\) or \\[...\\] of a text."""
+    found = list(_MATH.finditer(text[-20_000:]))
+    return next(g for g in found[-1].groups() if g is not None).strip() if found else None
+
+
+__all__ = ["after_answer_is", "after_hashes", "answer_part", "last_boxes", "last_math", "plain_characters"]

@@ -1,0 +1,84 @@
+"""Verifiers that compare text."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+from verifiers.base import Verdict, correct, incorrect
+from verifiers.errors import BadReference
+from verifiers.registry import verifier
+
+
+def normal_text(text: str) -> str:
+    """NFC, with runs of white space as one space and none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def check_text(reference: Any) -> None:
+    if not isinstance(reference, (str, int, float)) or isinstance(reference, bool):
+        raise BadReference(f"the reference must be text, got {type(reference).__name__}")
+    if not str(reference).strip():
+        raise BadReference("the reference is empty")
+
+
+@verifier("exact", runs="inline", check_reference=check_text)
+def exact(response: str, reference: str, ignore_case: bool = False) -> Verdict:
+    """The whole response equals the reference, but for white space.
+
+    ignore_case: compare case-folded.
+    """
+    check_text(reference)
+    ours, theirs = normal_text(response), normal_text(str(reference))
+    if ignore_case:
+        ours, theirs = ours.casefold(), theirs.casefold()
+    return correct(extracted=ours) if ours == theirs else incorrect("differs from the reference", ours)
+
+
+_LETTER = r"\(?([A-Z])\)?"
+_ANSWER_IS = re.compile(
+    r"(?:answer|option|choice)\b[ \t]*(?:is|:|=)?[ \t]*(?:option\b|choice\b|:)?[ \t]*[*_$]{0,3}[ \t]*"
+    r"(?:\\boxed\{|\\text\{|\\boxed\{\\text\{)?\(?([A-Za-z])\)?(?![A-Za-z'])",
+    re.IGNORECASE,
+)
+_BOX = re.compile(r"\\boxed\{[ \t]*(?:\\(?:text|textbf|mathrm|mathbf)\{)?[ \t]*\(?([A-Za-z])\)?[ \t.:}]")
+_ALONE = re.compile(r"^[\s*_]*\(?([A-Za-z])\)?[\s.):*_]*$")
+_LEADING = re.compile(r"^[\s*_]*\(?([A-Z])(?:\)|[.:](?=\s))[^\n]*$")
+
+
+def check_letter(reference: Any) -> None:
+    if not isinstance(reference, str) or not re.fullmatch(r"\(?[A-Za-z]\)?\.?", reference.strip()):
+        raise BadReference(f"the reference must be one letter such as B or (B), got {reference!r}")
+
+
+@verifier("choice", runs="inline", check_reference=check_letter)
+def choice(response: str, reference: str) -> Verdict:
+    """The letter of a multiple-choice answer: the last \\boxed{B}, "the answer is (B)", or a last line "B".
+
+    A response that states several different letters at the end ("A or B") is wrong.
+    """
+    check_letter(reference)
+    wanted = reference.strip(" ().").upper()
+    found, rest = _chosen(response)
+    if found is None:
+        return incorrect("no letter found")
+    if several := re.match(r"[^A-Za-z\n]*\b(?:or|and|/|,)\s*\(?([A-Z])\b", rest):
+        if several.group(1) != found:
+            return incorrect("several letters", f"{found} {several.group(0).strip()}")
+    return correct(extracted=found) if found == wanted else incorrect(f"chose {found}", found)
+
+
+def _chosen(response: str) -> tuple[str | None, str]:
+    """The letter a response settles on and the text after it."""
+    boxes = list(_BOX.finditer(response))
+    if boxes:
+        return boxes[-1].group(1).upper(), response[boxes[-1].end(1) :]
+    stated = list(_ANSWER_IS.finditer(response))
+    # "the answer is a ..." is an article, "the answer is A" a letter
+    stated = [m for m in stated if m.group(1).isupper() or not response[m.end() : m.end() + 2].strip(" .")]
+    if stated:
+        return stated[-1].group(1).upper(), response[stated[-1].end(1) :]
+    lines = [line for line in response.splitlines() if line.strip()]
+    alone = (_ALONE.match(lines[-1]) or _LEADING.match(lines[-1])) if lines else None
+    return (alone.group(1).upper(), "") if alone else (None, "")
