@@ -1,0 +1,3 @@
+"""tulu_lite: post-training recipes that run."""
+
+__version__ = "0.1.0"

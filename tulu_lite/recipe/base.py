@@ -1,0 +1,55 @@
+"""The base of every recipe model: no extra keys, frozen, each field documented where it stands."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """A frozen group of recipe fields. An unknown key is an error; a docstring under each field is its help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+def Incidental(default: Any = ..., **constraints: Any) -> Any:
+    """A field that changes how a step runs but not what it computes (to rounding).
+
+    Such fields stay out of the step's key: changing them does not make a done step run again.
+    """
+    return Field(default, json_schema_extra={"incidental": True}, **constraints)
+
+
+def _number_in_yaml(value: Any) -> Any:
+    """YAML 1.1 reads 5e-6 (no dot) as a string; a person who wrote it meant a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number_in_yaml)]
+
+
+def identity(settings: BaseModel) -> dict[str, Any]:
+    """What of the settings decides a step's result: all fields but the incidental ones, as plain JSON data."""
+    plain: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("incidental"):
+            continue
+        plain[name] = _plain(getattr(settings, name))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,94 @@
+"""The recipe: one file that describes a whole post-training run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from .base import Incidental, Settings
+from .server import ServerSettings
+from .stages import AnyStage, DpoStage, EvaluateStage, PreferencesStage, RlvrStage, SftStage
+from .training import AccelerateSettings
+
+BASE = "base"  # the name by which stages refer to the recipe's own model
+
+MAKES_MODEL = (SftStage, DpoStage, RlvrStage)
+
+
+class Recipe(Settings):
+    """A whole run: a model, stages in order, and what they share."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$")
+    """Name of the run in tables and plots."""
+    model: str = Field(min_length=1)
+    """The model to start from, called `base` by the stages: a folder in Hugging Face format (relative to the
+    recipe file), or a hub id."""
+    revision: str | None = None
+    """Hub models only: a commit or tag."""
+    output: str = Incidental(min_length=1)
+    """The folder that everything is written into; relative to the recipe file."""
+    seed: int = 0
+    """Seed of every stage that names none of its own."""
+    chat_template: str = "model"
+    """How conversations become text: `model` (the tokenizer's own), `tulu`, `chatml`, or a .jinja file."""
+    verifiers: dict[str, Any] = Field(default_factory=dict)
+    """Verifiers of this recipe's own, by name: a registered name, path/to/file.py:function, {use: ..., args: ...} or
+    a composition ({all_of: [...]}, {weighted: [...]}, {gate: [...]})."""
+    verifier_workers: int = Incidental(2, ge=1, le=256)
+    """Processes that judge responses."""
+    verifier_timeout_s: float = Field(5.0, gt=0, le=3600)
+    """Seconds one judgement may take; past it the verdict is an error, never a score."""
+    server: ServerSettings = Incidental(default_factory=ServerSettings)
+    """The vLLM server that all stages sample from."""
+    accelerate: AccelerateSettings = Incidental(default_factory=AccelerateSettings)
+    """How training processes are started."""
+    stages: tuple[AnyStage, ...] = Field(min_length=1)
+    """What is done, in order."""
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Recipe:
+        earlier: dict[str, AnyStage] = {}
+        later = [stage.name for stage in self.stages]
+        for index, stage in enumerate(self.stages):
+            if stage.name == BASE:
+                raise ValueError(f"stages.{index}.name: `{BASE}` is the recipe's own model; choose another name")
+            if stage.name in earlier:
+                raise ValueError(f"stages.{index}.name: there are two stages named {stage.name!r}; names must differ")
+            where = f"stages.{index} ({stage.name})"
+            wanted = list(stage.models) if isinstance(stage, EvaluateStage) else [stage.init]
+            for name in wanted:
+                field = "models" if isinstance(stage, EvaluateStage) else "init"
+                _check_name(where, field, name, earlier, later, MAKES_MODEL, "a model")
+            for field in ("data", "validation"):
+                for source in getattr(stage, field, ()):
+                    if source.stage is not None:
+                        _check_name(where, field, source.stage, earlier, later, (PreferencesStage,), "rows")
+                        if not isinstance(stage, DpoStage):
+                            raise ValueError(
+                                f"{where}.{field}: only a dpo stage can read the pairs of a preferences stage; "
+                                "name a file or a hub data set here"
+                            )
+            earlier[stage.name] = stage
+        return self
+
+
+def _check_name(
+    where: str, field: str, name: str, earlier: dict[str, AnyStage], later: list[str], kinds: tuple[type, ...], what: str
+) -> None:
+    if name == BASE and what == "a model":
+        return
+    if name in earlier:
+        if isinstance(earlier[name], kinds):
+            return
+        raise ValueError(f"{where}.{field}: stage {name!r} is of kind {earlier[name].kind}, which makes no such thing as {what}")
+    usable = [known for known, stage in earlier.items() if isinstance(stage, kinds)]
+    if what == "a model":
+        usable.insert(0, BASE)
+    choice = f"it can name {', '.join(usable)}" if usable else f"no earlier stage makes {what}"
+    if name in later:
+        raise ValueError(
+            f"{where}.{field}: {name!r} comes later in the list, or is this stage itself, and cannot be used yet; {choice}, "
+            "or move the stage"
+        )
+    raise ValueError(f"{where}.{field}: there is no stage {name!r}; {choice}")
