@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 
-from verifiers.numerals import plain_characters
-
 MAX_BOX = 2_000  # characters of one box
 
 _BOX = re.compile(r"\\(?:boxed|fbox) *(?:\{|(?=[\dA-Za-z]))")
 _BETWEEN = re.compile(
     r"(?:[\s$,;.*]|\\[()\[\],;: ]|\\q?quad|\band\b|\bor\b|\\(?:text|mbox) *\{ *,? *(?:and|or)? *\}){0,40}"
 )
+_PERCENT = re.compile(r"\s*(?:\$|\\\)|\\\])?\s*(?:\\?%|per ?cent|pct\b)", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _ANSWER_IS = re.compile(
     r"(?:final\s+answer|the\s+answer|answer)\b\s*(?:is\b|:|=)?\s*(?:is\b)?\s*:?\s*[*_]*\s*", re.IGNORECASE
@@ -53,6 +52,8 @@ def last_boxes(text: str) -> list[str] | None:
             break
         row.append(box)
     contents = [content.strip() for _, _, content in reversed(row)]
+    if contents and contents[-1] and _PERCENT.match(text, row[0][1]):
+        contents[-1] += r"\%"
     return contents if all(0 < len(content) <= MAX_BOX for content in contents) else []
 
 
@@ -88,15 +89,21 @@ def after_answer_is(text: str) -> str | None:
         return None
     rest = text[matches[-1].end() :][:MAX_BOX].strip()
     if math := _MATH.match(rest):
-        return next(group for group in math.groups() if group is not None).strip()
+        found = next(group for group in math.groups() if group is not None).strip()
+        return found + r"\%" if _PERCENT.match(rest, math.end()) else found
     sentence = re.split(r"\n|[.!?](?=\s|$)|\s+(?:because|since|which)\b", rest, maxsplit=1)[0]
-    return sentence.strip(" *_:") or None
+    sentence = re.split(r"\s(?:is|equals)\s(?:equal to\s)?", sentence)[-1].strip(" *_:")
+    if (math := _MATH.fullmatch(sentence)) is not None:
+        sentence = next(group for group in math.groups() if group is not None).strip()
+    return sentence or None
 
 
 def last_math(text: str) -> str | None:
-    """The last $...$, \\(...\\) or \\[...\\] of a text."""
-    found = list(_MATH.finditer(text[-20_000:]))
-    return next(g for g in found[-1].groups() if g is not None).strip() if found else None
-
-
-__all__ = ["after_answer_is", "after_hashes", "answer_part", "last_boxes", "last_math", "plain_characters"]
+    """The $...$, \\(...\\) or \\[...\\] that a text ends with, but for a few words without a number."""
+    text = text[-20_000:]
+    found = list(_MATH.finditer(text))
+    rest = text[found[-1].end() :] if found else ""
+    if not found or len(rest) > 60 or re.search(r"[\d$]", rest):
+        return None
+    content = next(g for g in found[-1].groups() if g is not None).strip()
+    return content + r"\%" if _PERCENT.match(text, found[-1].end()) else content

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from verifiers import extract, numerals
-from verifiers.base import Verdict, correct, incorrect
+from verifiers import algebra, answers, equality, expressions, extract, numerals
+from verifiers.answers import Answer, TooComplex
+from verifiers.base import Sample, Verdict, correct, incorrect
 from verifiers.errors import BadReference
 from verifiers.numerals import Numeral
 from verifiers.registry import verifier
@@ -65,3 +67,121 @@ def gsm8k(response: str, reference: Any) -> Verdict:
     written = boxes[0] if boxes else marked or ""
     found = numerals.parse(written.rpartition("=")[2] if written.count("=") == 1 else written)
     return _compare(found, written if found else f"not one number: {written[:80]}", Numeral(gold.value))
+
+
+# ---------------------------------------------------------------- mathematics in general
+
+
+def warm() -> None:
+    expressions.warm()
+    algebra.warm()
+
+
+def gold_answer(reference: Any) -> Answer:
+    """A data set's answer: an expression, or a solution that ends with \\boxed{...} or "#### ...".
+
+    Raises BadReference when nothing can be compared with it.
+    """
+    if isinstance(reference, bool) or not isinstance(reference, (int, float, str)):
+        raise BadReference(f"the reference must be text or a number, got {type(reference).__name__}")
+    text = reference if isinstance(reference, str) else repr(reference)
+    boxes = extract.last_boxes(text)
+    if boxes is None:
+        boxes = [extract.after_hashes(text) or text]
+    if not boxes or not any(box.strip() for box in boxes):
+        raise BadReference(f"the reference {text[:80]!r} holds no answer")
+    try:
+        answer = answers.read(", ".join(boxes))
+    except TooComplex as fault:
+        raise BadReference(f"the reference {text[:80]!r} is {fault}") from fault
+    unread = _unread(answer)
+    if unread is not None and (stated := extract.after_answer_is(text)) is not None and stated != text:
+        return gold_answer(stated)
+    if unread is not None:
+        raise BadReference(
+            f"the reference {text[:80]!r} cannot be judged: nothing here reads {unread!r}",
+            cure="Give the answer alone, in LaTeX or plain text.",
+        )
+    return answer
+
+
+def _unread(answer: Answer) -> str | None:
+    """The first leaf that neither our grammar nor math-verify reads."""
+    if answer.kind == "leaf":
+        return None if _readable(answer.text) else answer.text
+    if not answer.parts:
+        return answer.text if answer.kind not in ("set", "list") else None
+    return next((found for part in answer.parts if (found := _unread(part)) is not None), None)
+
+
+def _readable(text: str) -> bool:
+    core, _ = equality.tail(text)
+    return (
+        numerals.parse(text) is not None
+        or equality.words_of(text) is not None
+        or expressions.read(core) is not None
+        or re.fullmatch(r"-? *\\infty|\\emptyset|\\varnothing|[0-9A-Fa-f]+ *_ *(?:\d|\{ *\w+ *\})", core.strip()) is not None
+        or algebra.parse(core) is not None
+    )
+
+
+def _judge(found: list[str] | None, why: str, sample: Sample) -> Verdict:
+    gold = gold_answer(sample.reference)
+    if not found:
+        return incorrect(why)
+    written = ", ".join(found)
+    try:
+        given = answers.read(written)
+        context = equality.Context(sample.prompt, algebra.same)
+        # The same text is the same answer, whatever it means
+        if given.text == gold.text or equality.same(gold, given, context):
+            return correct(extracted=written)
+    except (TooComplex, RecursionError) as fault:
+        return incorrect(f"no readable answer: {fault}", written)
+    return incorrect("another answer", written)
+
+
+@verifier("boxed", check_reference=gold_answer, warm=warm)
+def boxed(sample: Sample) -> Verdict:
+    """The last \\boxed{...} of the response states the reference. Without a box the response is wrong."""
+    boxes = extract.last_boxes(extract.answer_part(sample.response))
+    return _judge(boxes, "no box" if boxes is None else "the last box is empty or not closed", sample)
+
+
+@verifier("math", check_reference=gold_answer, warm=warm)
+def math(sample: Sample) -> Verdict:
+    """The answer equals the reference as mathematics.
+
+    The answer is the last \\boxed{...}; without one what follows the last "the answer is", or the last
+    "####", or the last formula between dollars when it is the last thing said; or the last number.
+    """
+    found, why = _find(extract.answer_part(sample.response))
+    return _judge(found, why, sample)
+
+
+def _find(text: str) -> tuple[list[str] | None, str]:
+    boxes = extract.last_boxes(text)
+    if boxes is not None:
+        return boxes, "the last box is empty or not closed"
+    for place in (extract.after_hashes, extract.after_answer_is, extract.last_math):
+        found = place(text)
+        if found and (place is not extract.after_answer_is or _readable_alone(found)):
+            return [found], ""
+        if found and "\\" not in found and len(re.findall(r"\d+(?:[.,]\d+)*", found)) == 1:
+            text = found
+            break
+    if _readable_alone(text):
+        return [text.strip()], ""
+    numeral, written = numerals.last_number(text)
+    return ([written], "") if numeral is not None else (None, f"no answer found ({written})")
+
+
+def _readable_alone(text: str) -> bool:
+    """Whether the text is nothing but an answer."""
+    words = re.findall(r"[A-Za-z]{3,}", re.sub(r"\\(?:text\w*|mbox|mathrm)\{[^{}]*\}|\\[A-Za-z]+", " ", text))
+    if len(text) > answers.MAX_LENGTH or len(words) > 3 or "\n" in text.strip():
+        return False
+    try:
+        return _unread(answers.read(text)) is None
+    except TooComplex:
+        return False

@@ -68,7 +68,7 @@ class Numeral:
     digits: int = 0  # significant digits of a decimal, 0 when it is no decimal
 
 
-_INT = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)"
+_INT = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?![\d,])|[1-9]\d{0,2}(?: \d{3})+(?!\d)|\d+)"
 _DEC = rf"(?:{_INT}(?:\.\d*)?|\.\d+)"
 _FRAC = r"\\frac *(?:\{ *([+-]? *\d+) *\}|(\d)) *(?:\{ *([+-]? *\d+) *\}|(\d))"
 _SHAPES = re.compile(
@@ -106,9 +106,9 @@ def parse(text: str) -> Numeral | None:
     value, digits = _value(number)
     if value is None:
         return None
-    rest = text[number.end() :].strip()
+    rest = text[number.end() :]
     percent, unit = False, ""
-    if rest:
+    if rest.strip():
         read = _read_unit(rest)
         if read is None:
             return None
@@ -195,6 +195,8 @@ def _power(mantissa: Fraction | None, exponent: str) -> Fraction | None:
 
 def _read_unit(rest: str) -> tuple[bool, str] | None:
     """(is percent, unit) of what follows a number; None when it is neither."""
+    spaced = rest[:1] in (" ", "~") or rest.startswith("\\")
+    marked = _TEXT_UNIT.search(rest) is not None or rest.strip().startswith("(")
     rest = re.sub(rf"^\\?[{_CURRENCY}]|\\?[{_CURRENCY}]$", "", rest.strip()).strip()
     rest = _TEXT_UNIT.sub(lambda m: " " + m.group(1) + " " if m.group(1).strip() else "", rest).strip()
     rest = re.sub(r" *\^ *", "^", re.sub(r" +", " ", rest))
@@ -206,11 +208,27 @@ def _read_unit(rest: str) -> tuple[bool, str] | None:
         return True, ""
     if re.fullmatch(r"\^(?:\{ *\\circ *\}|\\circ)|\\degree|degrees?|deg", rest):
         return False, "degree"
-    if _UNIT.fullmatch(rest) and not re.search(r"\b(?:and|or|to|not)\b", rest, re.IGNORECASE):
+    if not _UNIT.fullmatch(rest) or re.search(r"\b(?:and|or|to|not|if|mod)\b", rest, re.IGNORECASE):
+        return None
+    if marked or _is_unit(rest, spaced):
         return False, normal_unit(rest)
     return None
 
 
+def _is_unit(words: str, spaced: bool) -> bool:
+    """Whether unmarked words are a unit and no product of symbols: "5 m" and "5cm" are, "5m" and "5ab" not."""
+    word = re.sub(r"\^.*|\*\*.*|(?<=[a-z])[23]$", "", words).strip(" .").lower()
+    if word in _KNOWN_UNITS or word.removesuffix("s") in _KNOWN_UNITS:
+        return spaced or len(word) > 1
+    return spaced and all(len(part) > 2 for part in re.split(r"[ /.'-]+", word))
+
+
+_KNOWN_UNITS = frozenset(
+    "m g s h l n j w v k c f cm mm km kg mg ml dl kl ft in inch inches feet foot yd yard yards mi mile miles mph kph "
+    "lb lbs oz hr hrs min mins sec secs hour minute second day week month year meter metre liter litre gram "
+    "pound ounce gallon cup cent cents dollar dollars euro pence am pm a.m p.m hz khz mhz kw pa deg rad "
+    "degree radian unit units percent sq people item".split()
+)
 _SAME_UNIT = {
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km",
     "kilometre": "km", "millimeter": "mm", "millimetre": "mm", "inche": "inch", "in": "inch", "feet": "ft",
@@ -242,14 +260,19 @@ def units_agree(one: str, other: str) -> bool:
 
 
 _TOKEN = re.compile(
-    rf"(?<![\w.,^_])(?P<sign>(?<![\w)\]}}])[+-])?[ \t]?\\?[{_CURRENCY}]?"
+    rf"(?<![\w.,^_])(?P<sign>(?<![\w)\]}}}}])[+-]\(?)?(?:\\?[{_CURRENCY}] ?)?"
     r"(?P<body>\d(?:[\d,]*\d)?(?:\.\d+)*|\.\d+)"
     r"(?P<exp>[eE][+-]?\d{1,3}(?![\w]))?"
-    r"(?P<over> ?/ ?\d(?:[\d,]*\d)?(?:\.\d+)?(?!\w))?",
+    r"(?P<over> ?/ ?\d(?:[\d,]*\d)?(?:\.\d+)?(?!\w)\)?)?"
+    r"(?P<percent> ?(?:\\?%|per ?cent\b|pct\b))?",
     re.ASCII,
 )
 _TEX_TOKEN = re.compile(rf"(?P<sign>(?<![\w)\]}}])[+-] ?)?(?P<whole>\d+ *)?(?P<frac>{_FRAC.replace('(', '(?:').replace('(?:?:', '(?:')})", re.ASCII)
 _OR_BEFORE = re.compile(r"\d\S*\s+or\s+\W*$")
+_COMMAND_BEFORE = re.compile(
+    r"\\(?!(?:text\w*|mbox|mathbf|mathrm|boldsymbol|q?quad|Rightarrow|rightarrow|implies|therefore|to|left|approx)\b)"
+    r"[A-Za-z]+\s*\{?\s*$"
+)
 LAST_WINDOW = 4_000  # characters from the end within which the last number is looked for
 
 
@@ -265,14 +288,18 @@ def last_number(text: str) -> tuple[Numeral | None, str]:
         last = fractions[-1]
     if last is None:
         return None, "no number found"
-    if re.search(r"[\^_]\s*\{?[^\s{}]{0,8}$", text[: last.start()]) or re.match(r"\s*(?:\^|\*\*|!|_)", text[last.end() :]):
+    if re.search(r"[\^_]\s*\{?[^\s{}]{0,8}$", text[: last.start()]) or re.match(
+        r"\s*(?:\^|\*\*|_)|!(?=\s*[-+*/=)\d$]|$)(?!$)", text[last.end() :]
+    ):
         return None, f"the last number is part of an expression: {last.group().strip()}"
     later = re.search(r"\d", text[last.end() :])
     if later is not None:
         return None, f"the last digits are no plain number: {text[last.end() : last.end() + 20].strip()}"
+    if _COMMAND_BEFORE.search(text[: last.start()]) or re.match(r"\.\.|\u2026|\?", text[last.end() :]):
+        return None, f"the last number is part of something else: {last.group().strip()}"
     if _OR_BEFORE.search(text[max(0, last.start() - 60) : last.start()]):
         return None, "several answers"
-    written = last.group().strip().replace("(", "")
+    written = re.sub(r"[()]", "", last.group()).strip()
     numeral = parse(written)
     if numeral is None:
         return None, f"not a well-formed number: {written[:60]}"
