@@ -1,0 +1,63 @@
+"""Reads the server's answers and believes nothing: what is missing or does not add up is an error."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..errors import ServerError
+from ..records import Rollout
+
+NO_LOGPROB = -9999.0  # what vLLM sends for a logprob that is NaN, -inf or missing
+
+
+class Unfinished(Exception):
+    """A response was cut off by the server (aborted by a weight update), not by its length or an end token."""
+
+
+def parse_choices(data: Any, n: int) -> list[Rollout]:
+    """The n responses of one answer of /inference/v1/generate, by index.
+
+    Raises Unfinished when any of them was aborted, ServerError when the answer is not whole.
+    """
+    try:
+        choices = sorted(data["choices"], key=lambda choice: choice["index"])
+        if any(choice["finish_reason"] == "abort" for choice in choices):
+            raise Unfinished
+        rollouts = [_rollout(choice) for choice in choices]
+        indices = [choice["index"] for choice in choices]
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise ServerError(
+            f"the rollout server's answer cannot be read: {error!r}", str(data)[:300]
+        ) from error
+    if indices != list(range(n)):
+        raise ServerError(f"the rollout server was asked for {n} responses and gave {len(indices)}")
+    return rollouts
+
+
+def _rollout(choice: dict[str, Any]) -> Rollout:
+    tokens = tuple(choice["token_ids"])
+    content = choice["logprobs"]["content"]
+    logprobs = tuple(float(entry["logprob"]) for entry in content)
+    if tuple(entry["token_id"] for entry in content) != tokens:
+        raise ValueError("its logprobs are of other tokens")
+    if not tokens:
+        raise ValueError("a response without tokens")
+    if not all(math.isfinite(value) and value > NO_LOGPROB for value in logprobs):
+        raise ValueError("a logprob is not finite: the model's logits are NaN or infinite")
+    reason = choice["finish_reason"]
+    if reason not in ("stop", "length"):
+        raise ValueError(f"a response ended by {reason!r}")
+    return Rollout(tokens, logprobs, weight_versions(choice["weight_versions"], len(tokens)), reason)
+
+
+def weight_versions(spans: list[dict[str, Any]], length: int) -> tuple[int, ...]:
+    """[{version, start, end}, ...] as one version a token: [length]. Raises ValueError when a token has none."""
+    versions: list[int] = []
+    for span in spans:
+        if span["start"] != len(versions):
+            raise ValueError(f"no weight version for token {len(versions)}")
+        versions += [int(span["version"])] * (span["end"] - span["start"])
+    if len(versions) != length:
+        raise ValueError(f"weight versions for {len(versions)} of {length} tokens")
+    return tuple(versions)

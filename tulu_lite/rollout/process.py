@@ -1,0 +1,180 @@
+"""Processes that never outlive their owner: parent-death signals, groups, private folders. Linux; standard library."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..files import write_json
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+PREFIX = "tulu-lite-"  # of every private folder we make
+OWNER_FILE = "owner.json"
+
+
+def _prctl(option: int, argument: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, argument, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+
+
+def die_with_parent(number: signal.Signals, parent_pid: int | None = None) -> None:
+    """Have the kernel send this process `number` when its parent's forking thread ends.
+
+    parent_pid: the parent there should be. When it is already gone, this process exits at once: the signal would
+    never come.
+    """
+    _prctl(PR_SET_PDEATHSIG, int(number))
+    if parent_pid is not None and os.getppid() != parent_pid:
+        os._exit(0)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent dies, instead of pid 1."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/<pid>/stat from `state` on: [state, ppid, pgrp, ..., starttime at 19]; None: no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def start_time(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot: with the pid it names one process for good."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[19])
+
+
+def is_alive(pid: int, started: int | None = None) -> bool:
+    """Whether the process runs (a zombie does not). `started` guards against a pid that was used again."""
+    fields = _stat(pid)
+    if fields is None or fields[0] in "ZX":
+        return False
+    return started is None or int(fields[19]) == started
+
+
+def group_members(group: int) -> list[int]:
+    """Pids of the living processes of a process group, ours left out."""
+    members = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            fields = _stat(int(name))
+            if fields is not None and fields[0] not in "ZX" and int(fields[2]) == group:
+                members.append(int(name))
+    return members
+
+
+def shared_memory_of(pids: list[int]) -> set[Path]:
+    """Files under /dev/shm that the processes have open or mapped (what they leak when killed)."""
+    found = set()
+    for pid in pids:
+        for path in _open_files(pid):
+            if path.startswith("/dev/shm/") and not path.endswith(" (deleted)"):
+                found.add(Path(path))
+    return found
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    try:
+        for link in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                yield os.readlink(f"/proc/{pid}/fd/{link}")
+            except OSError:
+                continue
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            if "/dev/shm/" in line:
+                yield line[line.index("/dev/shm/") :]
+    except OSError:
+        return
+
+
+def end_group(group: int, grace_s: float) -> None:
+    """End every process of a group, ours excepted: SIGTERM, then SIGKILL after `grace_s`; 0 kills at once.
+
+    Shared memory that only they had open is removed: a killed process cannot do it.
+    """
+    leaks: set[Path] = set()
+    if grace_s > 0:
+        _signal_each(group_members(group), signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while members := group_members(group):
+        leaks |= shared_memory_of(members)
+        if time.monotonic() >= deadline:
+            _signal_each(members, signal.SIGKILL)
+        if time.monotonic() >= deadline + 30:
+            raise TimeoutError(f"processes {members} do not die after SIGKILL")
+        reap()
+        time.sleep(0.02)
+    reap()
+    for path in leaks:
+        if not path.parent.name.startswith(PREFIX):  # folders of pushed weights outlive an engine
+            path.unlink(missing_ok=True)
+
+
+def _signal_each(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def reap() -> None:
+    """Collect orphans that this process adopted. For the warden only: it would take another's exit status."""
+    if not _is_warden:
+        return
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
+
+
+_is_warden = False
+
+
+def be_warden() -> None:
+    """Mark this process as the head of a server's group: it adopts orphans and reaps any child."""
+    global _is_warden
+    adopt_orphans()
+    _is_warden = True
+
+
+def private_folder(parent: Path, *, sweep: bool = True) -> Path:
+    """A new folder under `parent` that only this user can enter and that names its owner, this process.
+
+    sweep: first remove the folders of owners that are dead.
+    """
+    if sweep:
+        sweep_folders(parent)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    write_json(folder / OWNER_FILE, {"pid": os.getpid(), "started": start_time(os.getpid())})
+    return folder
+
+
+def sweep_folders(parent: Path) -> list[Path]:
+    """Remove private folders of ours whose owner is dead; returns what was removed."""
+    removed = []
+    for folder in parent.glob(f"{PREFIX}*"):
+        try:
+            if folder.stat().st_uid != os.getuid():
+                continue
+            owner = json.loads((folder / OWNER_FILE).read_text())
+            if is_alive(int(owner["pid"]), owner["started"]):
+                continue
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not one of ours, or being made this very moment
+        shutil.rmtree(folder, ignore_errors=True)
+        removed.append(folder)
+    return removed
