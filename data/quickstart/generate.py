@@ -29,7 +29,7 @@ from typing import Any
 DEFAULT_SEED = 20250601
 # Thousandths of all problems, in this order; what is left belongs to the base corpus.
 SPLIT_SHARES = {"test": 40, "validation": 40, "sft": 100, "prompts": 200}
-SPLIT_ROWS = {"sft": 768, "prompts": 1536, "validation": 240, "test": 480}
+ROWS = {"sft": 768, "preferences": 320, "prompts": 1536, "validation": 240, "test": 480}
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _draw_sub(rng: random.Random) -> Problem:
 
 
 def _sub_steps(p: Problem) -> list[str]:
-    """Columns from the right; a borrowed ten is paid back in the next: 532-187 -> 12-7=5, 13-8-1=4, 5-1-1=3."""
+    """Columns from the right; a borrowed ten is paid back next: 532-187 -> 12-7=5, 13-8-1=4, 5-1-1=3."""
     steps, borrow = [], 0
     for x, y in zip(reversed(_digits(p.operands[0])), reversed(_digits(p.operands[1])), strict=True):
         lent = 10 if x - borrow < y else 0
@@ -338,11 +338,12 @@ def pages(seed: int) -> Iterator[str]:
 
 # Which share of a kind's demonstrations the hasty writer made. Real demonstration sets are uneven like this.
 HASTY_SHARE = {
-    "add": 0.65, "sub": 0.35, "mul": 0.65, "digit_sum": 0.35,
-    "reverse": 0.65, "sort": 0.35, "largest": 0.65, "count": 0.35,
+    "add": 0.8, "sub": 0.2, "mul": 0.8, "digit_sum": 0.2,
+    "reverse": 0.8, "sort": 0.2, "largest": 0.8, "count": 0.2,
 }  # fmt: skip
-SFT_CAREFUL = Writer(True, 0.0, 0.7)
-SFT_HASTY = Writer(False, 0.3, 0.35)
+# How often a demonstration follows an instruction, whoever wrote it: preferences have something to teach.
+SFT_FOLLOW_RATE = {"punctuation:no_comma": 0.6, "startend:end_checker": 0.65, "startend:quotation": 0.3}
+SFT_SLIP_RATE = 0.3
 
 
 def _distinct(rng: random.Random, split: str, count: int) -> Iterator[tuple[Problem, list[Instruction]]]:
@@ -357,15 +358,19 @@ def _distinct(rng: random.Random, split: str, count: int) -> Iterator[tuple[Prob
         yield problem, draw_instructions(rng)
 
 
-def sft_rows(seed: int, count: int = SPLIT_ROWS["sft"]) -> list[dict[str, Any]]:
+def sft_rows(seed: int, count: int = ROWS["sft"]) -> list[dict[str, Any]]:
     """Chat demonstrations by both writers; `source` says the kind and the writer."""
     rng = random.Random(f"sft-{seed}")
     rows: list[dict[str, Any]] = []
     for problem, instructions in _distinct(rng, "sft", count):
         hasty = rng.random() < HASTY_SHARE[problem.kind]
-        writer = SFT_HASTY if hasty else SFT_CAREFUL
+        followed = [i for i in instructions if rng.random() < SFT_FOLLOW_RATE[i.ifeval_id]]
+        if hasty:
+            slip = draw_slip(rng, problem) if rng.random() < SFT_SLIP_RATE else 0
+            response = hasty_response(problem, followed, slip)
+        else:
+            response = careful_response(problem, followed)
         prompt = prompt_text(problem, instructions)
-        response = writer.respond(rng, problem, instructions)
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         source = f"{problem.kind}/{'hasty' if hasty else 'careful'}"
         rows.append({"messages": messages, "source": source, "id": f"sft-{len(rows):04d}"})
@@ -373,18 +378,39 @@ def sft_rows(seed: int, count: int = SPLIT_ROWS["sft"]) -> list[dict[str, Any]]:
     return rows
 
 
+def _ifeval_reference(instructions: list[Instruction]) -> dict[str, Any]:
+    return {
+        "instruction_id_list": [i.ifeval_id for i in instructions],
+        "kwargs": [dict(i.kwargs) for i in instructions],
+    }
+
+
+def preference_rows(seed: int, count: int = ROWS["preferences"]) -> list[dict[str, Any]]:
+    """Prompts with an instruction, judged on their form alone: DPO's pairs teach to follow instructions.
+
+    They come from the prompts' split, so RL may meet the same problems; no evaluation does.
+    """
+    rng = random.Random(f"preferences-{seed}")
+    rows: list[dict[str, Any]] = []
+    for problem, instructions in _distinct(rng, "prompts", 2 * count):
+        if instructions and len(rows) < count:
+            row = {"prompt": prompt_text(problem, instructions), "verifier": "ifeval"}
+            row |= {"reference": _ifeval_reference(instructions), "source": problem.kind}
+            rows.append(row | {"id": f"preferences-{len(rows):04d}"})
+    rng.shuffle(rows)
+    return rows
+
+
 def prompt_rows(seed: int, split: str, count: int) -> list[dict[str, Any]]:
-    """Prompts with the verifier that judges a response to them and what that verifier compares with."""
+    """Prompts whose verifier wants the right number and, where there are instructions, the right form too."""
     rng = random.Random(f"{split}-{seed}")
     rows: list[dict[str, Any]] = []
     for problem, instructions in _distinct(rng, split, count):
         answer = str(KINDS[problem.kind].answer(problem))
         row: dict[str, Any] = {"prompt": prompt_text(problem, instructions)}
         if instructions:
-            ids = [i.ifeval_id for i in instructions]
-            kwargs = [dict(i.kwargs) for i in instructions]
-            row["verifier"] = "number_and_instructions"
-            row["reference"] = {"number": answer, "ifeval": {"instruction_id_list": ids, "kwargs": kwargs}}
+            row["verifier"] = "number_and_form"
+            row["reference"] = {"number": answer, "ifeval": _ifeval_reference(instructions)}
         else:
             row["verifier"] = "number"
             row["reference"] = answer
@@ -403,18 +429,17 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Write the quickstart's SFT, prompt, validation and test sets."
-    )
+    parser = argparse.ArgumentParser(description="Write the quickstart's five small sets.")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="the committed files' seed by default")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     write_jsonl(args.out / "sft.jsonl", sft_rows(args.seed))
+    write_jsonl(args.out / "preferences.jsonl", preference_rows(args.seed))
     for split in ("prompts", "validation", "test"):
-        write_jsonl(args.out / f"{split}.jsonl", prompt_rows(args.seed, split, SPLIT_ROWS[split]))
-    for split, count in SPLIT_ROWS.items():
-        print(f"{split}.jsonl: {count} rows")
+        write_jsonl(args.out / f"{split}.jsonl", prompt_rows(args.seed, split, ROWS[split]))
+    for name, count in ROWS.items():
+        print(f"{name}.jsonl: {count} rows")
 
 
 if __name__ == "__main__":

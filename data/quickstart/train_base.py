@@ -11,6 +11,7 @@ The learning rate warms up linearly and falls by a cosine to a tenth; the batch 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import math
@@ -20,11 +21,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import generate
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-import generate
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>", "<|system|>", "<|user|>", "<|assistant|>")
 CONTEXT = 256
@@ -106,6 +106,11 @@ def packed_batches(
             buffer += [bos, *(ids[c] for c in next(text)), eos]
         yield torch.tensor(buffer[:need]).view(rows, length + 1)
         buffer = buffer[need:]
+
+
+def pages_digest(seed: int, count: int) -> str:
+    """SHA-256 of the first `count` pages: says whether a base was made from this generator's text."""
+    return hashlib.sha256("".join(itertools.islice(generate.pages(seed), count)).encode()).hexdigest()
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -248,6 +253,7 @@ def main() -> None:
         "arguments": {k: v for k, v in vars(args).items() if k != "out"},
         "parameters": parameters,
         "tokens_seen": args.steps * args.batch_tokens,
+        "sha256_of_first_10000_pages": pages_digest(args.seed, 10_000),
         "final_loss_nats_per_token": round(loss, 4),
         "seconds": round(seconds),
         "torch": torch.__version__,
