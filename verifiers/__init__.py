@@ -30,6 +30,13 @@ BUILT_IN.update(
         "gsm8k": "verifiers.maths",
         "math": "verifiers.maths",
         "boxed": "verifiers.maths",
+        "ifeval": "verifiers.constraints.ifeval",
+        "ifeval_loose": "verifiers.constraints.ifeval",
+        **dict.fromkeys(
+            "no_commas starts_with ends_with contains excludes length regex lowercase uppercase bullets "
+            "language think_answer json json_schema".split(),
+            "verifiers.constraints.single",
+        ),
     }
 )
 

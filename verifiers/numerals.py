@@ -227,7 +227,7 @@ _KNOWN_UNITS = frozenset(
     "m g s h l n j w v k c f cm mm km kg mg ml dl kl ft in inch inches feet foot yd yard yards mi mile miles mph kph "
     "lb lbs oz hr hrs min mins sec secs hour minute second day week month year meter metre liter litre gram "
     "pound ounce gallon cup cent cents dollar dollars euro pence am pm a.m p.m hz khz mhz kw pa deg rad "
-    "degree radian unit units percent sq people item".split()
+    "degree radian unit units percent sq people item st nd rd th".split()
 )
 _SAME_UNIT = {
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km",

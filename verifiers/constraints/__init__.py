@@ -1,0 +1,1 @@
+"""Constraints on how a response is written: IFEval's twenty-five, and single ones by arguments."""

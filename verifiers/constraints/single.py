@@ -1,0 +1,308 @@
+"""Single constraints by arguments: {use: contains, args: {word: story, at_least: 1}}.
+
+Their names say what they ask for and they look for nothing else; unlike IFEval's checks they count whole
+words and know Unicode's other commas.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from verifiers.base import Verdict, correct, incorrect
+from verifiers.constraints import language as languages
+from verifiers.constraints import segment
+from verifiers.errors import BadReference, SpecError
+from verifiers.registry import verifier
+
+_COMMAS = ",\u060c\u3001\uff0c\ufe50\ufe51\uff64\u055d\u07f8\u1363\u1802\u1808\u201a"
+
+
+def _verdict(holds: bool, missed: str) -> Verdict:
+    return correct() if holds else incorrect(missed)
+
+
+def _written(response: str) -> bool:
+    return any(char.isalnum() for char in response)
+
+
+def _within(count: int, least: int | None, most: int | None, what: str) -> Verdict:
+    if least is not None and count < least:
+        return incorrect(f"{count} {what}, at least {least} asked for")
+    if most is not None and count > most:
+        return incorrect(f"{count} {what}, at most {most} asked for")
+    return correct(f"{count} {what}")
+
+
+def _check_range(name: str, least: int | None, most: int | None) -> None:
+    if least is None and most is None:
+        raise SpecError(f"{name} needs a lower or an upper bound")
+    if any(bound is not None and bound < 0 for bound in (least, most)):
+        raise SpecError(f"{name}: a bound is negative")
+    if least is not None and most is not None and least > most:
+        raise SpecError(f"{name}: the lower bound {least} is above the upper bound {most}")
+
+
+@verifier("no_commas", runs="inline")
+def no_commas(response: str) -> Verdict:
+    """The response says something, without any comma of any script."""
+    if not _written(response):
+        return incorrect("the response is empty")
+    return _verdict(not any(char in _COMMAS for char in response), "has a comma")
+
+
+@verifier("starts_with")
+class StartsWith:
+    """The response starts with `phrase`, white space and case (unless match_case) aside."""
+
+    def __init__(self, phrase: str, match_case: bool = False) -> None:
+        self.phrase, self.match_case = _phrase("starts_with", phrase), match_case
+
+    def verify(self, response: str) -> Verdict:
+        start = _folded(response.lstrip(), self.match_case).startswith(_folded(self.phrase, self.match_case))
+        return _verdict(start, f"does not start with {self.phrase!r}")
+
+
+@verifier("ends_with")
+class EndsWith:
+    """The response ends with `phrase`, white space and case (unless match_case) aside."""
+
+    def __init__(self, phrase: str, match_case: bool = False) -> None:
+        self.phrase, self.match_case = _phrase("ends_with", phrase), match_case
+
+    def verify(self, response: str) -> Verdict:
+        end = _folded(response.rstrip(), self.match_case).endswith(_folded(self.phrase, self.match_case))
+        return _verdict(end, f"does not end with {self.phrase!r}")
+
+
+def _phrase(name: str, phrase: str) -> str:
+    if not phrase.strip():
+        raise SpecError(f"{name}: the phrase is empty")
+    return phrase.strip()
+
+
+def _folded(text: str, match_case: bool) -> str:
+    return text if match_case else text.casefold()
+
+
+@functools.lru_cache(maxsize=256)
+def _whole(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE)
+
+
+@verifier("contains")
+class Contains:
+    """The whole word or phrase occurs at_least to at_most times, in any case."""
+
+    def __init__(self, word: str, at_least: int | None = None, at_most: int | None = None) -> None:
+        self.word = _phrase("contains", word)
+        if at_least is None and at_most is None:
+            at_least = 1
+        _check_range("contains", at_least, at_most)
+        self.least, self.most = at_least, at_most
+
+    def verify(self, response: str) -> Verdict:
+        if not _written(response):
+            return incorrect("the response is empty")
+        return _within(len(_whole(self.word).findall(response)), self.least, self.most, f"times {self.word!r}")
+
+
+@verifier("excludes")
+class Excludes:
+    """None of `words` occurs as a whole word, in any case."""
+
+    def __init__(self, words: list[str]) -> None:
+        if not words or not all(isinstance(word, str) and word.strip() for word in words):
+            raise SpecError("excludes: words must be a list of words")
+        self.words = tuple(words)
+
+    def verify(self, response: str) -> Verdict:
+        if not _written(response):
+            return incorrect("the response is empty")
+        found = [word for word in self.words if _whole(word).search(response)]
+        return _verdict(not found, f"has {', '.join(found)}")
+
+
+Unit = Literal["words", "characters", "sentences", "paragraphs", "lines"]
+
+
+@verifier("length")
+class Length:
+    """min to max words, characters, sentences, paragraphs or lines. Words are \\w+ with a letter or digit."""
+
+    def __init__(self, unit: Unit, min: int | None = None, max: int | None = None) -> None:
+        _check_range("length", min, max)
+        self.unit, self.least, self.most = unit, min, max
+
+    def verify(self, response: str) -> Verdict:
+        if not response.strip():
+            return incorrect("the response is empty")
+        return _within(_measure(response.strip(), self.unit), self.least, self.most, self.unit)
+
+
+def _measure(text: str, unit: Unit) -> int:
+    if unit == "words":
+        return sum(word.strip("_") != "" for word in segment.words(text))
+    if unit == "characters":
+        return len(text)
+    if unit == "sentences":
+        return segment.count_sentences(text)
+    pieces = re.split(r"\n\s*\n" if unit == "paragraphs" else r"\n", text)
+    return sum(bool(piece.strip()) for piece in pieces)
+
+
+@verifier("regex")
+class Regex:
+    """`pattern` is found in the response, or is the whole of it (full). Runs in a worker, under its clock."""
+
+    def __init__(self, pattern: str, full: bool = False, ignore_case: bool = False) -> None:
+        try:
+            self.pattern = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
+        except (re.error, OverflowError, RecursionError) as fault:
+            raise SpecError(f"regex: {pattern!r} is no regular expression: {fault}") from fault
+        self.full = full
+
+    def verify(self, response: str) -> Verdict:
+        match = self.pattern.fullmatch(response.strip()) if self.full else self.pattern.search(response)
+        return correct(extracted=match.group()) if match else incorrect("the pattern does not match")
+
+
+@verifier("lowercase", runs="inline")
+def lowercase(response: str) -> Verdict:
+    """No letter is upper case, and there are letters."""
+    return _verdict(response.islower(), "has upper case" if _written(response) else "the response is empty")
+
+
+@verifier("uppercase", runs="inline")
+def uppercase(response: str) -> Verdict:
+    """No letter is lower case, and there are letters."""
+    return _verdict(response.isupper(), "has lower case" if _written(response) else "the response is empty")
+
+
+@verifier("bullets")
+class Bullets:
+    """min to max lines that begin with "-", "*" or "\u2022", a space and a text."""
+
+    def __init__(self, min: int | None = None, max: int | None = None) -> None:
+        _check_range("bullets", min, max)
+        self.least, self.most = min, max
+
+    def verify(self, response: str) -> Verdict:
+        lines = re.findall(r"^[ \t]*[-*\u2022][ \t]+(?=[^\n]*\w)", response, re.MULTILINE)
+        return _within(len(lines), self.least, self.most, "bullets")
+
+
+@verifier("language")
+class Language:
+    """The response is written in the language `code` (ISO 639-1; zh-cn, zh-tw)."""
+
+    def __init__(self, code: str) -> None:
+        if code not in languages.LANGUAGES:
+            raise SpecError(f"language: {code!r} is none of {', '.join(sorted(languages.LANGUAGES))}")
+        self.code = code
+
+    def verify(self, response: str) -> Verdict:
+        found = languages.detect(response)
+        return _verdict(found == self.code, f"is {found or 'no language'}, not {self.code}")
+
+
+# ---------------------------------------------------------------- formats
+
+_THINK_ANSWER = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+
+
+@verifier("think_answer", runs="inline", strip_thinking=False)
+def think_answer(response: str, opened: bool = False) -> Verdict:
+    """<think>...</think><answer>...</answer>, each once, neither empty, nothing around them (DeepSeek-R1,
+    arXiv:2501.12948, section 2.2.2).
+
+    opened: the chat template already wrote the first <think>.
+    """
+    text = "<think>" + response if opened else response
+    for tag in ("<think>", "</think>", "<answer>", "</answer>"):
+        if text.count(tag) != 1:
+            return incorrect(f"{tag} occurs {text.count(tag)} times")
+    match = _THINK_ANSWER.fullmatch(text)
+    if match is None:
+        return incorrect("is not <think>...</think><answer>...</answer>")
+    if not match.group(1).strip() or not match.group(2).strip():
+        return incorrect("the reasoning or the answer is empty")
+    return correct(extracted=match.group(2).strip())
+
+
+def read_json(response: str) -> Any:
+    """The JSON value that a response is, alone or in one fence. Raises ValueError."""
+    text = response.strip()
+    fence = re.fullmatch(r"```(?:json|JSON)?[ \t]*\n(.*)\n?```", text, re.DOTALL)
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(fence.group(1) if fence else text, parse_constant=refuse, object_pairs_hook=_no_repeats)
+    except RecursionError as fault:
+        raise ValueError("nested too deep") from fault
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return made
+
+
+@verifier("json")
+def json_only(response: str) -> Verdict:
+    """The whole response is one JSON value, alone or in one ```json fence."""
+    try:
+        read_json(response)
+    except ValueError as fault:
+        return incorrect(f"no JSON: {fault}")
+    return correct()
+
+
+def _check_schema(schema: Any) -> Any:
+    """A validator of the schema. Raises SpecError without jsonschema, BadReference for a wrong schema."""
+    try:
+        import jsonschema
+        from referencing import Registry
+    except ImportError as fault:
+        raise SpecError("json_schema needs the package jsonschema", cure="pip install jsonschema") from fault
+    if not isinstance(schema, (Mapping, bool)):
+        raise BadReference(f"a JSON schema is a mapping, got {type(schema).__name__}")
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+    except jsonschema.SchemaError as fault:
+        raise BadReference(f"not a JSON schema: {fault.message}") from fault
+    registry: Any = Registry()  # empty: a $ref must not fetch anything
+    return kind(schema, registry=registry)
+
+
+@verifier("json_schema")
+class JsonSchema:
+    """The response is one JSON value that the schema allows; the schema is the argument or the reference."""
+
+    def __init__(self, schema: dict[str, Any] | None = None) -> None:
+        self.validator = None
+        if schema is not None:
+            try:
+                self.validator = _check_schema(schema)
+            except BadReference as fault:
+                raise SpecError(f"json_schema: {fault}") from fault
+
+    def check_reference(self, reference: Any) -> None:
+        if self.validator is None:
+            _check_schema(reference)
+
+    def verify(self, response: str, reference: Any = None) -> Verdict:
+        validator = self.validator if self.validator is not None else _check_schema(reference)
+        try:
+            value = read_json(response)
+        except ValueError as fault:
+            return incorrect(f"no JSON: {fault}")
+        fault = next(validator.iter_errors(value), None)
+        return correct() if fault is None else incorrect(f"{fault.json_path}: {fault.message}")
