@@ -1,0 +1,129 @@
+"""Trials of a user's own verifier: gold answers, other rows' answers, repeats, and hostile input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from verifiers.base import Sample, Status, Verdict
+from verifiers.errors import VerifierError
+from verifiers.pool import VerifierPool
+from verifiers.spec import Spec, build
+
+HOSTILE = {
+    "empty": "",
+    "white space": " \n\t ",
+    "one megabyte of a": "a" * 1_000_000,
+    "10,000 open brackets": "(" * 10_000,
+    "10,000 open boxes": "\\boxed{" * 10_000,
+    "a number of 5,000 digits": "9" * 5_000,
+    "a tower of powers": "\\boxed{9^{9^{9^{9^9}}}}",
+    "nested quantifiers' food": "a" * 60 + "!",
+    "a NUL and a lone surrogate": "\x00 \ud800",
+    "right-to-left and zero width": "\u202e\u200b\u2066 72",
+    "deeply nested JSON": "[" * 5_000 + "]" * 5_000,
+    "<think> never closed": "<think> 72",
+    "format string": "%s%n {0} {__class__} ${jndi:x}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One trial's outcome."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def run_battery(spec: Spec, rows: Sequence[dict[str, Any]], pool: VerifierPool) -> list[Finding]:
+    """All trials. A row is {"reference": ..., "response": ..., "score": 1, "prompt": ...}: `response` is the
+    reference's own text when it is missing, `score` what the verifier should give. Raises VerifierError for
+    a spec that cannot be built or no rows.
+    """
+    if not rows:
+        raise VerifierError("no rows to try the verifier on", cure='One line: {"reference": "72", "response": "It is 72."}')
+    verifier = build(spec, pool.base_dir)
+    samples = [_sample(row) for row in rows]
+    findings = [_references(verifier, samples)]
+    verdicts = pool.verify([(spec, sample) for sample in samples])
+    findings.append(_expected(rows, verdicts))
+    findings.append(_same_again(spec, samples, verdicts, pool))
+    findings.append(_others(spec, rows, samples, verdicts, pool))
+    findings.extend(_hostile(spec, samples[0], pool))
+    findings.append(_time(verdicts, pool))
+    return findings
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    response = row.get("response", row.get("reference"))
+    return Sample(
+        str(response),
+        row.get("reference"),
+        str(row.get("prompt", "")),
+        bool(row.get("finished", True)),
+        {k: v for k, v in row.items() if k not in ("response", "reference", "prompt", "finished", "score")},
+    )
+
+
+def _references(verifier: Any, samples: list[Sample]) -> Finding:
+    for number, sample in enumerate(samples, 1):
+        try:
+            verifier.check_reference(sample.reference)
+        except VerifierError as fault:
+            return Finding("references", False, f"row {number}: {fault}")
+    return Finding("references", True, f"{len(samples)} accepted")
+
+
+def _expected(rows: Sequence[dict[str, Any]], verdicts: list[Verdict]) -> Finding:
+    wrong = [
+        f"row {number}: {_said(verdict)}, should be {float(row.get('score', 1)):g}"
+        for number, (row, verdict) in enumerate(zip(rows, verdicts, strict=True), 1)
+        if verdict.score != float(row.get("score", 1))
+    ]
+    detail = f"{len(wrong)} of {len(rows)} wrong; {wrong[0]}" if wrong else f"{len(rows)} rows as they should"
+    return Finding("gold answers", not wrong, detail)
+
+
+def _same_again(spec: Spec, samples: list[Sample], verdicts: list[Verdict], pool: VerifierPool) -> Finding:
+    # another pool: it has no cache of these, and other processes with another order of items
+    with VerifierPool(1, pool.timeout_s, base_dir=pool.base_dir, cache_size=0) as other:
+        again = other.verify([(spec, sample) for sample in reversed(samples)])[::-1]
+    changed = [n for n, (a, b) in enumerate(zip(verdicts, again, strict=True), 1) if a.score != b.score]
+    detail = f"rows {changed[:5]} got other scores" if changed else "the same scores in another process and order"
+    return Finding("deterministic", not changed, detail)
+
+
+def _others(
+    spec: Spec, rows: Sequence[dict[str, Any]], samples: list[Sample], verdicts: list[Verdict], pool: VerifierPool
+) -> Finding:
+    """The next row's right answer must not be right here too."""
+    right = [s for s, row, v in zip(samples, rows, verdicts, strict=True) if row.get("score", 1) == 1 and v.score == 1]
+    pairs = [(a, b) for a, b in zip(right, right[1:], strict=False) if a.reference != b.reference]
+    if not pairs:
+        return Finding("other rows' answers", True, "not tried: the rows have no two different references")
+    items = [(spec, replace(other, reference=one.reference, prompt=one.prompt)) for one, other in pairs]
+    taken = sum(verdict.score == 1 for verdict in pool.verify(items))
+    return Finding("other rows' answers", taken < len(pairs), f"{taken} of {len(pairs)} accepted")
+
+
+def _hostile(spec: Spec, sample: Sample, pool: VerifierPool) -> list[Finding]:
+    items = [(spec, replace(sample, response=text)) for text in HOSTILE.values()]
+    findings = []
+    for name, verdict in zip(HOSTILE, pool.verify(items), strict=True):
+        ok = verdict.status is not Status.ERROR and not (name in ("empty", "white space") and verdict.score == 1)
+        findings.append(Finding(name, ok, f"{_said(verdict)} in {1000 * verdict.seconds:.1f} ms"))
+    return findings
+
+
+def _time(verdicts: list[Verdict], pool: VerifierPool) -> Finding:
+    seconds = sorted(verdict.seconds for verdict in verdicts)
+    slowest = seconds[-1]
+    detail = f"median {1000 * seconds[len(seconds) // 2]:.2f} ms, slowest {1000 * slowest:.2f} ms"
+    return Finding("time", slowest < 0.5 * pool.timeout_s, f"{detail}, limit {pool.timeout_s:g} s")
+
+
+def _said(verdict: Verdict) -> str:
+    score = "no score" if verdict.score is None else f"{verdict.score:g}"
+    return f"{score} ({verdict.status}{': ' + verdict.reason[:120] if verdict.reason else ''})"
