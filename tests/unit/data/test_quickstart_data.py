@@ -145,6 +145,22 @@ def test_every_step_is_true(kind: str) -> None:
                 assert (int(a) < int(b)) == (sign == "<"), (problem, step)
 
 
+@pytest.mark.parametrize("kind", ["add", "sub", "mul", "digit_sum", "largest"])
+def test_the_steps_lead_to_the_answer(kind: str) -> None:
+    rng = random.Random(kind)
+    for _ in range(300):
+        problem = generate.draw_problem(rng, "base", kind)
+        steps = generate.KINDS[kind].steps(problem)
+        if kind == "largest":
+            got = max(map(int, re.findall(r"\d+", steps[-1])))
+        elif kind == "digit_sum":
+            got = int(steps[-1].split("=")[1])
+        else:  # a column's last digit each, the leading column whole
+            columns = [int(step.split("=")[1]) for step in steps]
+            got = sum(c % 10 * 10**i for i, c in enumerate(columns[:-1])) + columns[-1] * 100
+        assert got == generate.KINDS[kind].answer(problem) == solve(generate.prompt_text(problem, []))[1]
+
+
 def test_forms_by_hand() -> None:
     problem = generate.Problem("add", (347, 285), "")
     both = [generate.NO_COMMA, generate.end_with("Done.")]
