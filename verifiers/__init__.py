@@ -26,17 +26,26 @@ BUILT_IN.update(
     {
         "exact": "verifiers.text",
         "choice": "verifiers.text",
-        "number": "verifiers.maths",
-        "gsm8k": "verifiers.maths",
-        "math": "verifiers.maths",
-        "boxed": "verifiers.maths",
+        "number": "verifiers.maths.judges",
+        "gsm8k": "verifiers.maths.judges",
+        "math": "verifiers.maths.judges",
+        "boxed": "verifiers.maths.judges",
         "ifeval": "verifiers.constraints.ifeval",
         "ifeval_loose": "verifiers.constraints.ifeval",
-        **dict.fromkeys(
-            "no_commas starts_with ends_with contains excludes length regex lowercase uppercase bullets "
-            "language think_answer json json_schema".split(),
-            "verifiers.constraints.single",
-        ),
+        "no_commas": "verifiers.constraints.single",
+        "starts_with": "verifiers.constraints.single",
+        "ends_with": "verifiers.constraints.single",
+        "contains": "verifiers.constraints.single",
+        "excludes": "verifiers.constraints.single",
+        "length": "verifiers.constraints.single",
+        "regex": "verifiers.constraints.single",
+        "lowercase": "verifiers.constraints.single",
+        "uppercase": "verifiers.constraints.single",
+        "bullets": "verifiers.constraints.single",
+        "language": "verifiers.constraints.single",
+        "think_answer": "verifiers.constraints.single",
+        "json": "verifiers.constraints.single",
+        "json_schema": "verifiers.constraints.single",
     }
 )
 

@@ -159,7 +159,9 @@ def _as_number(value: object) -> float | None:
 def _from_mapping(data: Mapping[str, Any]) -> Verdict:
     extra = set(data) - {"score", "status", "reason", "extracted"}
     if extra or not {"score", "status"} & set(data):
-        raise ValueError(f"a mapping must have score (and reason, extracted, status), got {sorted(map(str, data))}")
+        raise ValueError(
+            f"a mapping must have score (and reason, extracted, status), got {sorted(map(str, data))}"
+        )
     score = None if data.get("score") is None else _as_number(data["score"])
     if data.get("score") is not None and score is None:
         raise ValueError(f"score is {type(data['score']).__name__}, not a number")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from verifiers.base import Sample, Status, Verdict
@@ -43,7 +44,9 @@ def run_battery(spec: Spec, rows: Sequence[dict[str, Any]], pool: VerifierPool) 
     a spec that cannot be built or no rows.
     """
     if not rows:
-        raise VerifierError("no rows to try the verifier on", cure='One line: {"reference": "72", "response": "It is 72."}')
+        raise VerifierError(
+            "no rows to try the verifier on", cure='One line: {"reference": "72", "response": "It is 72."}'
+        )
     verifier = build(spec, pool.base_dir)
     samples = [_sample(row) for row in rows]
     findings = [_references(verifier, samples)]
@@ -91,16 +94,26 @@ def _same_again(spec: Spec, samples: list[Sample], verdicts: list[Verdict], pool
     with VerifierPool(1, pool.timeout_s, base_dir=pool.base_dir, cache_size=0) as other:
         again = other.verify([(spec, sample) for sample in reversed(samples)])[::-1]
     changed = [n for n, (a, b) in enumerate(zip(verdicts, again, strict=True), 1) if a.score != b.score]
-    detail = f"rows {changed[:5]} got other scores" if changed else "the same scores in another process and order"
+    detail = (
+        f"rows {changed[:5]} got other scores" if changed else "the same scores in another process and order"
+    )
     return Finding("deterministic", not changed, detail)
 
 
 def _others(
-    spec: Spec, rows: Sequence[dict[str, Any]], samples: list[Sample], verdicts: list[Verdict], pool: VerifierPool
+    spec: Spec,
+    rows: Sequence[dict[str, Any]],
+    samples: list[Sample],
+    verdicts: list[Verdict],
+    pool: VerifierPool,
 ) -> Finding:
     """The next row's right answer must not be right here too."""
-    right = [s for s, row, v in zip(samples, rows, verdicts, strict=True) if row.get("score", 1) == 1 and v.score == 1]
-    pairs = [(a, b) for a, b in zip(right, right[1:], strict=False) if a.reference != b.reference]
+    right = [
+        s
+        for s, row, v in zip(samples, rows, verdicts, strict=True)
+        if row.get("score", 1) == 1 and v.score == 1
+    ]
+    pairs = [(a, b) for a, b in pairwise(right) if a.reference != b.reference]
     if not pairs:
         return Finding("other rows' answers", True, "not tried: the rows have no two different references")
     items = [(spec, replace(other, reference=one.reference, prompt=one.prompt)) for one, other in pairs]
@@ -112,7 +125,9 @@ def _hostile(spec: Spec, sample: Sample, pool: VerifierPool) -> list[Finding]:
     items = [(spec, replace(sample, response=text)) for text in HOSTILE.values()]
     findings = []
     for name, verdict in zip(HOSTILE, pool.verify(items), strict=True):
-        ok = verdict.status is not Status.ERROR and not (name in ("empty", "white space") and verdict.score == 1)
+        ok = verdict.status is not Status.ERROR and not (
+            name in ("empty", "white space") and verdict.score == 1
+        )
         findings.append(Finding(name, ok, f"{_said(verdict)} in {1000 * verdict.seconds:.1f} ms"))
     return findings
 

@@ -15,8 +15,9 @@ from verifiers import registry
 from verifiers.battery import run_battery
 from verifiers.errors import VerifierError
 from verifiers.pool import VerifierPool
+from verifiers.registry import FIELDS
 from verifiers.score import Columns, score_file
-from verifiers.spec import FIELDS, Spec, build
+from verifiers.spec import Spec, build
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _pool_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=2, help="worker processes (default 2)")
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="of one item (default 5)")
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, metavar="SECONDS", help="of one item (default 5)"
+    )
     parser.add_argument("--memory", type=int, default=1024, metavar="MB", help="of a worker (default 1024)")
 
 
@@ -158,5 +161,3 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise VerifierError(f"{path}, line {number}: a row must be a mapping")
             yield row
-
-

@@ -35,7 +35,7 @@ class WorkerProcess:
         self.socket, theirs = socket.socketpair()
         self.socket.setblocking(False)
         told = {**settings, "parent": os.getpid(), "fd": theirs.fileno(), "path": [p for p in sys.path if p]}
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in kill
         try:
             # -P: the working directory may have a json.py; our own package is found by PYTHONPATH.
             self._process = subprocess.Popen(
@@ -139,7 +139,7 @@ def _ending(code: int | None) -> str:
 def _environment() -> dict[str, str]:
     package = str(Path(__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return {
         **os.environ,
         **threads,  # the pool is the parallelism

@@ -122,8 +122,10 @@ def _check_target(definition: Definition) -> None:
         raise SpecError(f"verifier {definition.name!r} is {type(target).__name__}, not a function or class")
     if not definition.name or ":" in definition.name or "/" in definition.name:
         raise SpecError(f"verifier name {definition.name!r} is empty or has ':' or '/' in it")
-    call = getattr(target, "verify", getattr(target, "__call__", None)) if inspect.isclass(target) else target
-    if inspect.iscoroutinefunction(call):
+    methods = (
+        [vars(target).get(name) for name in ("verify", "__call__")] if inspect.isclass(target) else [target]
+    )
+    if any(inspect.iscoroutinefunction(method) for method in methods):
         raise SpecError(f"verifier {definition.name!r} is async", cure="Verifiers are plain functions.")
 
 
@@ -205,7 +207,9 @@ def _from_module(module: str, name: str) -> Definition:
         raise
     except Exception as fault:
         raise SpecError(f"verifier {module}:{name}: {type(fault).__name__}: {fault}") from fault
-    return _pick(_attribute(loaded, name, module), name, f"{module}:{name}", getattr(loaded, "__file__", None))
+    return _pick(
+        _attribute(loaded, name, module), name, f"{module}:{name}", getattr(loaded, "__file__", None)
+    )
 
 
 def from_file(path: str, name: str, base_dir: Path | None = None) -> Definition:
@@ -251,7 +255,9 @@ def _only_verifier(module: ModuleType, path: str) -> str:
     own = {
         name: value
         for name, value in vars(module).items()
-        if callable(value) and getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
+        if callable(value)
+        and getattr(value, "__module__", None) == module.__name__
+        and not name.startswith("_")
     }
     decorated = {name: value for name, value in own.items() if "__verifier__" in vars(value)}
     found = list(decorated or own)
@@ -267,7 +273,9 @@ def _attribute(module: ModuleType, name: str, place: str) -> Any:
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
-            by_name = [v for v in vars(module).values() if getattr(v, "__dict__", {}).get("__verifier__") == name]
+            by_name = [
+                v for v in vars(module).values() if getattr(v, "__dict__", {}).get("__verifier__") == name
+            ]
             if by_name:
                 return by_name[0]
             near = difflib.get_close_matches(name, [n for n in vars(module) if not n.startswith("_")], n=1)

@@ -90,7 +90,9 @@ def score_file(source: Path, out: Path, spec: Spec, columns: Columns, pool: Veri
     out.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("a", encoding="utf-8") as file:
         while chunk := list(islice(rows, CHUNK)):
-            items = [(spec, columns.sample(_row(line, n, source), f"{source}, line {n}")) for n, line in chunk]
+            items = [
+                (spec, columns.sample(_row(line, n, source), f"{source}, line {n}")) for n, line in chunk
+            ]
             for (_, line), verdict in zip(chunk, pool.verify(items), strict=True):
                 file.write(json.dumps({"key": _key(spec, line), **verdict.to_json()}) + "\n")
                 summary.add(verdict)

@@ -63,9 +63,9 @@ def choice(response: str, reference: str) -> Verdict:
     found, rest = _chosen(response)
     if found is None:
         return incorrect("no letter found")
-    if several := re.match(r"[^A-Za-z\n]*\b(?:or|and|/|,)\s*\(?([A-Z])\b", rest):
-        if several.group(1) != found:
-            return incorrect("several letters", f"{found} {several.group(0).strip()}")
+    several = re.match(r"[^A-Za-z\n]*\b(?:or|and|/|,)\s*\(?([A-Z])\b", rest)
+    if several is not None and several.group(1) != found:
+        return incorrect("several letters", f"{found} {several.group(0).strip()}")
     return correct(extracted=found) if found == wanted else incorrect(f"chose {found}", found)
 
 

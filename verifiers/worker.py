@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 from verifiers import protocol
-from verifiers.base import Sample, Verdict, error
+from verifiers.base import Sample, Status, Verdict, error
 from verifiers.errors import VerifierError
 from verifiers.spec import Verifier, build
 
@@ -105,9 +105,15 @@ def _judge(found: Verifier, fields: list[Any]) -> Verdict:
     start = time.perf_counter()
     try:
         return found.verify(Sample(response, reference, prompt, finished, info))
-    except BaseException as fault:  # SystemExit too: a verifier must not end its worker by a plain exit()
+    except BaseException as fault:
         return Verdict(
-            None, "error", f"{type(fault).__name__}: {fault}", None, time.perf_counter() - start, found.name, found.version  # type: ignore[arg-type]
+            None,
+            Status.ERROR,
+            f"{type(fault).__name__}: {fault}",
+            None,
+            time.perf_counter() - start,
+            found.name,
+            found.version,
         )
 
 

@@ -22,7 +22,9 @@ Test = Callable[[Any], bool]
 
 
 def _count(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value) and value >= 0
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value) and value >= 0
+    )
 
 
 def _text(value: Any) -> bool:
@@ -126,7 +128,7 @@ def _arguments(name: Any, kwargs: Any) -> dict[str, Any]:
         if not test(given[argument]):
             raise BadReference(f"{name}: {argument} is {given[argument]!r}")
     if extra := set(given) - set(tests):
-        raise BadReference(f"{name} takes no argument {sorted(extra)[0]!r}; it takes {sorted(tests) or 'none'}")
+        raise BadReference(f"{name} takes no argument {min(extra)!r}; it takes {sorted(tests) or 'none'}")
     return {argument: given[argument] for argument in tests}
 
 

@@ -95,7 +95,7 @@ _LETTERS = {
     "lt": "ąčęėįšųūž", "uk": "іїєґ", "ru": "ыэё", "mk": "ѓќљњџ", "fa": "پچژگ", "ur": "ٹڈڑںےہ", "sq": "ëç", "it": "èàòù",
 }  # fmt: skip
 _FAMILIES = {
-    "LATIN": tuple(c for c in _SETS if c not in "ru uk bg mk ar fa ur hi mr ne".split()),
+    "LATIN": tuple(c for c in _SETS if c not in ("ru", "uk", "bg", "mk", "ar", "fa", "ur", "hi", "mr", "ne")),
     "CYRILLIC": ("ru", "uk", "bg", "mk"),
     "ARABIC": ("ar", "fa", "ur"),
     "DEVANAGARI": ("hi", "mr", "ne"),
@@ -149,7 +149,9 @@ def _by_words(text: str, candidates: tuple[str, ...]) -> str | None:
         known = sum(word in _SETS[code] for word in words) / total
         special = sum(letters[char] for char in _LETTERS.get(code, "")) / total
         foreign = sum(n for char, n in letters.items() if char.isalpha() and not char.isascii()) / total
-        scores[code] = known + 0.5 * special - (0.5 * max(0.0, foreign - special) if candidates[0] == "en" else 0.0)
+        scores[code] = (
+            known + 0.5 * special - (0.5 * max(0.0, foreign - special) if candidates[0] == "en" else 0.0)
+        )
     if "en" in scores:  # verse and lists have few of the commonest words
         scores["en"] += 0.3 * sum(_ENGLISH.search(word) is not None for word in words) / total
     best = max(scores, key=lambda code: (scores[code], code == "en"))

@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import re
 
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Abbreviations after which a full stop does not end a sentence: any case, capitalised, before a number.
-_ANY_CASE = frozenset("vs v etc e.g i.e cf al approx dept a.m p.m ph.d u.s u.k u.n u.s.a d.c b.c a.d m.d b.a m.a n.y l.a lbs oz ft".split())
-_CAPITALISED = frozenset(
-    "Dr Mr Mrs Ms Prof St Sr Jr Rev Gen Col Sgt Capt Lt Gov Sen Rep Hon Messrs Maj Adm Ca Est Inc Ltd Co Corp Bros "
-    "Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec Mon Tue Tues Wed Thu Thur Thurs Fri Sat Sun Ave Blvd Rd Mt".split()
+_ANY_CASE = _set(
+    "vs v etc e.g i.e cf al approx dept a.m p.m ph.d u.s u.k u.n u.s.a d.c b.c a.d m.d b.a m.a n.y l.a lbs oz ft"
 )
-_BEFORE_NUMBER = frozenset("no vol fig pp p eq ch sec art nos figs".split())
+_CAPITALISED = _set(
+    "Dr Mr Mrs Ms Prof St Sr Jr Rev Gen Col Sgt Capt Lt Gov Sen Rep Hon Messrs Maj Adm Ca Est Inc Ltd Co Corp Bros "
+    "Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec Mon Tue Tues Wed Thu Thur Thurs Fri Sat Sun Ave Blvd Rd Mt"
+)
+_BEFORE_NUMBER = _set("no vol fig pp p eq ch sec art nos figs")
 # Ones that end a sentence when a usual first word follows.
-_MAY_END = frozenset("etc inc ltd co corp bros jr sr a.m p.m u.s u.k u.n u.s.a d.c b.c a.d ph.d m.d n.y oz lbs ft".split())
+_MAY_END = _set("etc inc ltd co corp bros jr sr a.m p.m u.s u.k u.n u.s.a d.c b.c a.d ph.d m.d n.y oz lbs ft")
 # Words that usually begin a sentence when they are capitalised.
-_STARTERS = frozenset(
+_STARTERS = _set(
     "the this that these those a an it he she they we you i in on at for from with if when while there but and so "
-    "however my our your his her its their what who how why where as to by".split()
+    "however my our your his her its their what who how why where as to by"
 )
 _END = re.compile(r"[.?!\u3002\uff01\uff1f]+[\"'\u201d\u2019)\]}*_]*(?=\s|$)")
 _LAST_TOKEN = re.compile(r"\S*$")
@@ -68,7 +75,9 @@ def _ends(text: str, match: re.Match[str]) -> bool:
 
 _PUNCTUATION = re.compile(r"\.\.\.|--|[;@#$%&?!\"\u201c\u201d()\[\]{}<>`*]|(?<!\d)[:,]|[:,](?!\d)")
 _CLITIC = re.compile(r"(?i)(n't)\b|(?<=\w)('(?:s|m|d|ll|re|ve))\b")
-_JOINED = re.compile(r"(?i)\b(can)(not)\b|\b(gon)(na)\b|\b(got)(ta)\b|\b(lem)(me)\b|\b(wan)(na)\b|\b(gim)(me)\b")
+_JOINED = re.compile(
+    r"(?i)\b(can)(not)\b|\b(gon)(na)\b|\b(got)(ta)\b|\b(lem)(me)\b|\b(wan)(na)\b|\b(gim)(me)\b"
+)
 
 
 def tokens(text: str) -> list[str]:

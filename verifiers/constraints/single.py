@@ -107,7 +107,9 @@ class Contains:
     def verify(self, response: str) -> Verdict:
         if not _written(response):
             return incorrect("the response is empty")
-        return _within(len(_whole(self.word).findall(response)), self.least, self.most, f"times {self.word!r}")
+        return _within(
+            len(_whole(self.word).findall(response)), self.least, self.most, f"times {self.word!r}"
+        )
 
 
 @verifier("excludes")
@@ -242,7 +244,9 @@ def read_json(response: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        return json.loads(fence.group(1) if fence else text, parse_constant=refuse, object_pairs_hook=_no_repeats)
+        return json.loads(
+            fence.group(1) if fence else text, parse_constant=refuse, object_pairs_hook=_no_repeats
+        )
     except RecursionError as fault:
         raise ValueError("nested too deep") from fault
 
@@ -267,7 +271,7 @@ def json_only(response: str) -> Verdict:
 def _check_schema(schema: Any) -> Any:
     """A validator of the schema. Raises SpecError without jsonschema, BadReference for a wrong schema."""
     try:
-        import jsonschema
+        import jsonschema  # type: ignore[import-untyped]
         from referencing import Registry
     except ImportError as fault:
         raise SpecError("json_schema needs the package jsonschema", cure="pip install jsonschema") from fault
@@ -304,5 +308,5 @@ class JsonSchema:
             value = read_json(response)
         except ValueError as fault:
             return incorrect(f"no JSON: {fault}")
-        fault = next(validator.iter_errors(value), None)
-        return correct() if fault is None else incorrect(f"{fault.json_path}: {fault.message}")
+        miss = next(validator.iter_errors(value), None)
+        return correct() if miss is None else incorrect(f"{miss.json_path}: {miss.message}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from verifiers import algebra, answers, equality, expressions, extract, numerals
-from verifiers.answers import Answer, TooComplex
 from verifiers.base import Sample, Verdict, correct, incorrect
 from verifiers.errors import BadReference
-from verifiers.numerals import Numeral
+from verifiers.maths import algebra, answers, equality, evaluation, expressions, extract, numerals
+from verifiers.maths.answers import Answer, TooComplex
+from verifiers.maths.numerals import Numeral
 from verifiers.registry import verifier
 
 
@@ -73,7 +73,7 @@ def gsm8k(response: str, reference: Any) -> Verdict:
 
 
 def warm() -> None:
-    expressions.warm()
+    evaluation.warm()
     algebra.warm()
 
 
@@ -120,7 +120,10 @@ def _readable(text: str) -> bool:
         numerals.parse(text) is not None
         or equality.words_of(text) is not None
         or expressions.read(core) is not None
-        or re.fullmatch(r"-? *\\infty|\\emptyset|\\varnothing|[0-9A-Fa-f]+ *_ *(?:\d|\{ *\w+ *\})", core.strip()) is not None
+        or re.fullmatch(
+            r"-? *\\infty|\\emptyset|\\varnothing|[0-9A-Fa-f]+ *_ *(?:\d|\{ *\w+ *\})", core.strip()
+        )
+        is not None
         or algebra.parse(core) is not None
     )
 

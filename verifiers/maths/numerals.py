@@ -35,11 +35,13 @@ _TABLE: dict[int, str | None] = {
     ord("\u00b0"): r"^\circ",
 }
 _VULGAR = {
-    char: unicodedata.numeric(char) for char in "\u00bc\u00bd\u00be\u2153\u2154\u2155\u2156\u2157\u2158\u2159\u215a\u215b\u215c\u215d\u215e"
+    char: unicodedata.numeric(char)
+    for char in "\u00bc\u00bd\u00be\u2153\u2154\u2155\u2156\u2157\u2158\u2159\u215a\u215b\u215c\u215d\u215e"
 }
-_VULGAR_TEX = {char: rf"\frac{{{f.numerator}}}{{{f.denominator}}}" for char, f in (
-    (char, Fraction(value).limit_denominator(10)) for char, value in _VULGAR.items()
-)}
+_VULGAR_TEX = {
+    char: rf"\frac{{{f.numerator}}}{{{f.denominator}}}"
+    for char, f in ((char, Fraction(value).limit_denominator(10)) for char, value in _VULGAR.items())
+}
 
 
 def plain_characters(text: str) -> str:
@@ -53,9 +55,7 @@ def plain_characters(text: str) -> str:
     for char, tex in _VULGAR_TEX.items():
         if char in text:
             text = text.replace(char, tex)
-    return "".join(
-        str(unicodedata.decimal(c)) if not c.isascii() and c.isdecimal() else c for c in text
-    )
+    return "".join(str(unicodedata.decimal(c)) if not c.isascii() and c.isdecimal() else c for c in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,9 @@ _SHAPES = re.compile(
 _FRAC_RE = re.compile(_FRAC, re.ASCII)
 _CURRENCY = "$\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9"
 _PREFIX = re.compile(rf"^([+-]?) *(?:\\?[{_CURRENCY}]|US\$|USD|EUR|Rs\.?)* *")
-_TEXT_UNIT = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|rm|operatorname)\b *\{([^{}]*)\}")
+_TEXT_UNIT = re.compile(
+    r"\\(?:text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|rm|operatorname)\b *\{([^{}]*)\}"
+)
 _UNIT = re.compile(r"[A-Za-z][A-Za-z .'/-]{0,60}(?:\^ *\{? *[1-9] *\}?|\*\*[1-9]|[23])?\.?")
 _PERCENT = re.compile(r"\\?%|per ?cent(?:age)?(?: points?)?|pct\.?", re.IGNORECASE)
 
@@ -223,11 +225,15 @@ def _is_unit(words: str, spaced: bool) -> bool:
     return spaced and all(len(part) > 2 for part in re.split(r"[ /.'-]+", word))
 
 
-_KNOWN_UNITS = frozenset(
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_KNOWN_UNITS = _set(
     "m g s h l n j w v k c f cm mm km kg mg ml dl kl ft in inch inches feet foot yd yard yards mi mile miles mph kph "
     "lb lbs oz hr hrs min mins sec secs hour minute second day week month year meter metre liter litre gram "
     "pound ounce gallon cup cent cents dollar dollars euro pence am pm a.m p.m hz khz mhz kw pa deg rad "
-    "degree radian unit units percent sq people item st nd rd th".split()
+    "degree radian unit units percent sq people item st nd rd th"
 )
 _SAME_UNIT = {
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km",
@@ -240,7 +246,9 @@ _SAME_UNIT = {
 
 def normal_unit(unit: str) -> str:
     """One spelling for plurals, abbreviations and "square": "Square Metres" -> "m^2"."""
-    unit = re.sub(r"[{} ]*\^[{ ]*(\d)[} ]*|\*\*(\d)", lambda m: f"^{m.group(1) or m.group(2)}", unit.lower().strip(" ."))
+    unit = re.sub(
+        r"[{} ]*\^[{ ]*(\d)[} ]*|\*\*(\d)", lambda m: f"^{m.group(1) or m.group(2)}", unit.lower().strip(" .")
+    )
     unit = re.sub(r"(?<=[a-z])([23])$", r"^\1", unit)
     unit = re.sub(r"\^1$", "", unit)
     power = re.search(r"\^\d$", unit)
@@ -267,7 +275,10 @@ _TOKEN = re.compile(
     r"(?P<percent> ?(?:\\?%|per ?cent\b|pct\b))?",
     re.ASCII,
 )
-_TEX_TOKEN = re.compile(rf"(?P<sign>(?<![\w)\]}}])[+-] ?)?(?P<whole>\d+ *)?(?P<frac>{_FRAC.replace('(', '(?:').replace('(?:?:', '(?:')})", re.ASCII)
+_TEX_TOKEN = re.compile(
+    rf"(?P<sign>(?<![\w)\]}}])[+-] ?)?(?P<whole>\d+ *)?(?P<frac>{_FRAC.replace('(', '(?:').replace('(?:?:', '(?:')})",
+    re.ASCII,
+)
 _OR_BEFORE = re.compile(r"\d\S*\s+or\s+\W*$")
 _COMMAND_BEFORE = re.compile(
     r"\\(?!(?:text\w*|mbox|mathbf|mathrm|boldsymbol|q?quad|Rightarrow|rightarrow|implies|therefore|to|left|approx)\b)"

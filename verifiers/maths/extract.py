@@ -78,7 +78,7 @@ def _escaped(text: str, index: int) -> bool:
 
 def after_hashes(text: str) -> str | None:
     """The rest of the line after the last "####", GSM8K's own mark."""
-    before, mark, after = text.rpartition("####")
+    _, mark, after = text.rpartition("####")
     return after.strip().split("\n")[0].strip() if mark else None
 
 

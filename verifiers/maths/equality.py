@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from verifiers import answers, expressions, numerals
-from verifiers.answers import Answer
-from verifiers.numerals import Numeral
+from verifiers.maths import answers, expressions, identity, numerals
+from verifiers.maths.answers import Answer
+from verifiers.maths.evaluation import Expression
+from verifiers.maths.numerals import Numeral
 
 Fallback = Callable[[str, str], bool]
 APPROXIMATE_DIGITS = 6  # significant digits of a decimal that may stand for an exact value
@@ -150,7 +151,9 @@ _ORDER = {"<": "<", r"\le": r"\le", ">": "<", r"\ge": r"\le"}
 def is_label(answer: Answer) -> bool:
     """What may stand before "=" and only names the answer: x, a_{37}, f(x), |AB|, (p, q), \\frac{NO}{BO}."""
     text = re.sub(r"[_^] *(?:\{[^{}]*\}|\w)|\\[A-Za-z]+", " ", answer.text)
-    letters = re.search(r"[A-Za-z]|\\(?!frac|sqrt|pi\b)[A-Za-z]", re.sub(r"\\(?:frac|sqrt|pi)\b", "", answer.text))
+    letters = re.search(
+        r"[A-Za-z]|\\(?!frac|sqrt|pi\b)[A-Za-z]", re.sub(r"\\(?:frac|sqrt|pi)\b", "", answer.text)
+    )
     return letters is not None and not re.search(r"\d", text)
 
 
@@ -213,7 +216,7 @@ def _approximated(gold: Answer, given: Answer, context: Context) -> bool:
     one, other = numerals.parse(rounded.text), expressions.read(exact.text)
     if one is None or other is None or cut != len(given.operators) - 1:
         return False
-    if not expressions.approximation(one.value, 2, other):
+    if not identity.approximation(one.value, 2, other):
         return False
     left = exact
     if cut:
@@ -263,7 +266,7 @@ def _ratio(one: Answer, other: Answer) -> float | None:
     pair = [expressions.read(f"({a.parts[0].text})-({a.parts[1].text})") for a in (one, other)]
     if pair[0] is None or pair[1] is None or pair[0].symbols != pair[1].symbols:
         return None
-    return expressions.proportion(pair[0], pair[1])
+    return identity.proportion(pair[0], pair[1])
 
 
 def _ascending(relation: Answer) -> Answer | None:
@@ -298,7 +301,9 @@ def _as_interval(relation: Answer) -> Answer | None:
 # ---------------------------------------------------------------- leaves
 
 _BASED = re.compile(r"([0-9A-Fa-f]+) *_ *(?:\{ *(?:\\text\{)?(\w+)\}? *\}|(\d))")
-_TEXT = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|mathsf|operatorname|rm|bf)\b *\{([^{}]*)\}")
+_TEXT = re.compile(
+    r"\\(?:text|mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|mathsf|operatorname|rm|bf)\b *\{([^{}]*)\}"
+)
 _TAIL = re.compile(
     r"(?P<core>.*[^\s\\{(^_,])\s*(?:(?P<percent>\\?%)|(?P<degree>\^ *(?:\{ *\\circ *\}|\\circ)(?:\s*\\(?:text|mathrm)\{ *C *\})?)"
     r"|\\(?:text|mbox|textnormal|mathrm|textrm) *\{(?P<unit>[^{}]*[A-Za-z][^{}]*)\}(?P<power> *\^ *(?:\{ *\d *\}|\d))?)",
@@ -337,7 +342,7 @@ def _same_leaf(gold: str, given: str, context: Context) -> bool:
         return _squeezed(gold_core) == _squeezed(given_core)
     first, second = expressions.read(gold_core), expressions.read(given_core)
     if first is not None and second is not None:
-        return expressions.equal(first, second) or _decimal_for(first, given_core)
+        return identity.equal(first, second) or _decimal_for(first, given_core)
     if _squeezed(gold_core) == _squeezed(given_core):
         return True
     if words_of(gold) is not None and _TEXT.search(gold):
@@ -374,16 +379,16 @@ def _rounds(given: Numeral, gold: Numeral) -> bool:
     return (
         given.digits >= APPROXIMATE_DIGITS
         and exact is not None
-        and expressions.approximation(given.value, given.digits, exact)
+        and identity.approximation(given.value, given.digits, exact)
     )
 
 
-def _decimal_for(gold: expressions.Expression, given: str) -> bool:
+def _decimal_for(gold: Expression, given: str) -> bool:
     """A decimal of six or more digits may stand for an irrational number."""
     numeral = numerals.parse(given)
     if numeral is None or numeral.digits < APPROXIMATE_DIGITS or gold.symbols or not gold.irrational():
         return False
-    return expressions.approximation(numeral.value, numeral.digits, gold)
+    return identity.approximation(numeral.value, numeral.digits, gold)
 
 
 def _same_in_base(gold: str, given: str, context: Context) -> bool:
@@ -406,7 +411,11 @@ def tail(text: str) -> tuple[str, str]:
     if match.group("percent"):
         return match.group("core"), "%"
     if match.group("degree"):
-        return (text, "") if re.search(r"\\(?:sin|cos|tan)", match.group("core")) else (match.group("core"), "degree")
+        return (
+            (text, "")
+            if re.search(r"\\(?:sin|cos|tan)", match.group("core"))
+            else (match.group("core"), "degree")
+        )
     power = re.sub(r"[^\d]", "", match.group("power") or "")
     unit = match.group("unit").strip()
     return match.group("core"), numerals.normal_unit(unit + (f"^{power}" if power else "")) or "unit"

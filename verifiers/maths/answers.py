@@ -1,10 +1,10 @@
 """A mathematical answer's structure: lists, sets, tuples, intervals, relations, matrices around leaves.
 
-    "x = 1, 2"          a list (no order) of two leaves
-    "\\{1, 2\\}"          a set, the same as the list
-    "(1, 2)"            a tuple or an open interval: brackets and order count
-    "[0, 1) \\cup \\{3\\}"  a union of parts
-    "-2 \\le x < 7"       a relation, the same as the interval [-2, 7)
+"x = 1, 2"          a list (no order) of two leaves
+"\\{1, 2\\}"          a set, the same as the list
+"(1, 2)"            a tuple or an open interval: brackets and order count
+"[0, 1) \\cup \\{3\\}"  a union of parts
+"-2 \\le x < 7"       a relation, the same as the interval [-2, 7)
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from verifiers import numerals
+from verifiers.maths import numerals
 
 MAX_LENGTH = 2_000  # characters of an answer
 MAX_PARTS = 100  # of a list
@@ -37,7 +37,12 @@ class Answer:
 
 _REPLACED = [
     (re.compile(r",(?:\\[!,;] *)+"), ","),
-    (re.compile(r"\\(?:left|right|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|displaystyle|limits|mathstrut)(?![A-Za-z])\.?"), ""),
+    (
+        re.compile(
+            r"\\(?:left|right|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|displaystyle|limits|mathstrut)(?![A-Za-z])\.?"
+        ),
+        "",
+    ),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:leqslant|leq|le)(?![A-Za-z])|<=|\u2264"), r"\\le "),
     (re.compile(r"\\(?:geqslant|geq|ge)(?![A-Za-z])|>=|\u2265"), r"\\ge "),
@@ -55,7 +60,10 @@ _REPLACED = [
     (re.compile(r"\\rvert(?![A-Za-z])"), "|"),
     (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
     (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
-    (re.compile(r"\\(?:text|mbox|textrm|mathrm)\{[ ,;]*(?:and|or)[ ,]*\}|\\(?:lor|land|vee)(?![A-Za-z])"), " , "),
+    (
+        re.compile(r"\\(?:text|mbox|textrm|mathrm)\{[ ,;]*(?:and|or)[ ,]*\}|\\(?:lor|land|vee)(?![A-Za-z])"),
+        " , ",
+    ),
     (re.compile(r"(?<![A-Za-z\\])(?:,? *)(?:and|or)(?![A-Za-z])"), " , "),
     (re.compile(r"(?<=\d)(?:and|or)(?=[ (\dA-Z])|(?<=\))(?:and|or)(?=\()"), " , "),
     (re.compile(r"(?<!\\)\\(?:q?quad|[,;: ])|~|\n"), " "),
@@ -153,7 +161,9 @@ def _relation(text: str, depth: int) -> Answer | None:
     if not cuts or len(cuts) > 12:
         return None
     edges = [0, *(end for _, end, _ in cuts)]
-    pieces = [text[a:b].strip() for a, b in zip(edges, [*(start for start, _, _ in cuts), len(text)], strict=True)]
+    pieces = [
+        text[a:b].strip() for a, b in zip(edges, [*(start for start, _, _ in cuts), len(text)], strict=True)
+    ]
     if not all(pieces):
         return None
     return Answer("relation", text, _read_all(pieces, depth), operators=tuple(op for _, _, op in cuts))

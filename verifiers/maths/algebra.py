@@ -32,7 +32,7 @@ _KNOWN = re.compile(
 def _library() -> Any:
     """Imports math-verify and sympy: about a second, so it is done before an item's clock starts."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    import math_verify
+    import math_verify  # type: ignore[import-untyped]
 
     return math_verify
 
