@@ -1,0 +1,32 @@
+# Each target sets up .venv first (once). Any Python 3.11 or newer will do: make PYTHON=python3.12 quickstart
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DO_NOT_TRACK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test unit check clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## make .venv and install everything into it
+	@$(PYTHON) tools/setup_env.py
+
+quickstart: setup  ## run the whole recipe of recipes/quickstart.yaml (again: only what is not done)
+	@$(BIN)/tulu-lite run recipes/quickstart.yaml
+
+unit: setup  ## the fast tests
+	@$(BIN)/python -m pytest tests/unit tests/adversarial
+
+test: setup  ## all tests, the real rollout server included
+	@$(BIN)/python -m pytest tests
+
+check: setup  ## style, types and the rules between rooms
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+clean:  ## remove what runs and tools left, but not .venv
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info

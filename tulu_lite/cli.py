@@ -1,0 +1,170 @@
+"""The command line: tulu-lite run | plan | report | runs | schema | serve."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .errors import TuluLiteError
+from .files import write_atomic
+
+app = typer.Typer(
+    name="tulu-lite",
+    help="Post-training from one recipe file: SFT, on-policy preferences, DPO, RLVR over several seeds, evaluation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides of fields, such as seed=7 stages.sft.epochs=3 'stages.rlvr.seeds=[4,5,6]'.", show_default=False),
+]
+
+
+@app.command()
+def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Run a recipe; what is done already is not done again."""
+    from .pipeline.runner import Interrupted
+    from .pipeline.runner import run as run_recipe
+    from .pipeline.show import Display
+    from .recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    display = Display(console)
+    started = time.monotonic()
+    try:
+        steps = run_recipe(loaded, display)
+    except Interrupted:
+        console.print("[yellow]Interrupted.[/yellow] What was saved is kept; run the same command again to go on.")
+        raise typer.Exit(130) from None
+    finally:
+        display.close()
+    _show_report(loaded, steps)
+    seconds = int(time.monotonic() - started)
+    console.print(f"Done in {seconds // 60}:{seconds % 60:02d} min.")
+
+
+@app.command()
+def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Show each step with its size, what is done, and what would run and why. Spends nothing."""
+    from .pipeline.plan import make_plan
+    from .pipeline.show import plan_notes, plan_table
+    from .recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    planned = make_plan(loaded)
+    console.print(plan_table(loaded, planned))
+    for note in plan_notes(planned):
+        console.print(f"[dim]{note}[/dim]", soft_wrap=True)
+    waiting = [step for step in planned if step.state != "done"]
+    tokens = sum(step.size.tokens for step in waiting if step.size)
+    console.print(f"{len(planned) - len(waiting)} of {len(planned)} steps are done; the rest is at most {tokens:,} tokens.")
+
+
+@app.command()
+def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Show the results so far: the table with intervals, the learning curves, where everything lies."""
+    from .pipeline.ledger import Ledger
+    from .pipeline.steps import expand
+    from .recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    _show_report(loaded, expand(loaded, Ledger(Path(loaded.output))))
+
+
+def _show_report(recipe, steps) -> None:  # type: ignore[no-untyped-def]
+    from .pipeline.report import report_table, write_report
+
+    rows, files = write_report(recipe, steps)
+    console.print()
+    if rows:
+        console.print(report_table(recipe, rows))
+    models = Table(title="Where everything lies", title_justify="left", show_header=False, pad_edge=False, box=None)
+    models.add_column(no_wrap=True)
+    models.add_column(overflow="fold")
+    for what, path in files.items():
+        models.add_row(what, str(path))
+    for step in steps:
+        result = step.result
+        if result is not None and "model" in result:
+            models.add_row(f"model of {step.id}", str((step.folder / result["model"]).resolve()))
+    models.add_row("ledger", str(Path(recipe.output) / "ledger.sqlite"))
+    models.add_row("recipe as it ran", str(Path(recipe.output) / "recipe.yaml"))
+    console.print(models)
+
+
+@app.command()
+def runs(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """List the runs and steps of a recipe's output folder, from its ledger."""
+    from .pipeline.ledger import Ledger
+    from .recipe import load_recipe
+
+    ledger = Ledger(Path(load_recipe(recipe, overrides or []).output))
+    table = Table("run", "started", "minutes", "status", title="Runs", title_justify="left", pad_edge=False)
+    for row in ledger.runs():
+        minutes = f"{((row['ended'] or time.time()) - row['started']) / 60:.1f}"
+        table.add_row(str(row["id"]), _when(row["started"]), minutes, row["status"])
+    console.print(table)
+    table = Table("step", "status", "attempts", "started", "minutes", "folder", title="Steps", title_justify="left", pad_edge=False)
+    for row in ledger.steps():
+        minutes = f"{(row['ended'] - row['started']) / 60:.1f}" if row["ended"] else ""
+        status = row["status"] + (f": {row['error']}" if row["error"] else "")
+        table.add_row(row["id"], status, str(row["attempts"]), _when(row["started"]), minutes, row["folder"])
+    console.print(table)
+
+
+def _when(stamp: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp))
+
+
+@app.command()
+def schema(output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this file.")] = None) -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    from .recipe import recipe_schema
+
+    text = json.dumps(recipe_schema(), indent=1) + "\n"
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_atomic(output, text)
+
+
+@app.command()
+def serve(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    status: Annotated[bool, typer.Option("--status", help="Tell the state of the recipe's server instead.")] = False,
+) -> None:
+    """Start the recipe's rollout server alone, on the recipe's model, until Ctrl-C."""
+    from .pipeline.models import local_model
+    from .recipe import load_recipe
+    from .rollout import serve as by_hand
+
+    loaded = load_recipe(recipe, overrides or [])
+    folder = Path(loaded.output) / "server"
+    if status:
+        console.print_json(json.dumps(by_hand.status(folder)))
+    else:
+        by_hand.serve(local_model(loaded), loaded.server, folder)
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are shown without a traceback."""
+    try:
+        app()
+    except TuluLiteError as error:
+        Console(stderr=True, highlight=False).print("\n".join(error.lines()), style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

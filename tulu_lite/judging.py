@@ -1,0 +1,97 @@
+"""From sampled responses to verdicts: each response goes to its prompt's verifier."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import verifiers
+
+from .errors import TuluLiteError
+from .recipe import Recipe
+from .records import Prompt, RolloutGroup
+
+
+def verifier_spec(recipe: Recipe, name: str) -> Any:
+    """What a prompt's verifier stands for: one of the recipe's own, a registered name, or a spec as JSON text."""
+    if name in recipe.verifiers:
+        return recipe.verifiers[name]
+    return json.loads(name) if name.startswith(("{", "[")) else name
+
+
+def check_references(recipe: Recipe, prompts: Sequence[Prompt], where: str) -> None:
+    """Every prompt's verifier exists and can use its reference; else an error that names the first that cannot."""
+    built: dict[str, verifiers.Verifier] = {}
+    for prompt in prompts:
+        if prompt.verifier not in built:
+            built[prompt.verifier] = _build(recipe, prompt.verifier, where)
+        try:
+            built[prompt.verifier].check_reference(prompt.reference)
+        except verifiers.VerifierError as error:
+            raise TuluLiteError(
+                f"{where}: a row of {prompt.source!r} has a reference that its verifier {prompt.verifier!r} cannot use: {error}",
+                why=f"its prompt begins {prompt.user[:60]!r}; its reference is {str(prompt.reference)[:80]!r}",
+                cure="mend or remove the row, or name another verifier or reference column",
+            ) from None
+
+
+def _build(recipe: Recipe, name: str, where: str) -> verifiers.Verifier:
+    try:
+        return verifiers.build(verifier_spec(recipe, name), base_dir=Path.cwd())
+    except (verifiers.VerifierError, json.JSONDecodeError) as error:
+        raise TuluLiteError(
+            f"{where}: the verifier {name!r} cannot be used: {error}",
+            cure="name a registered verifier (`python -m verifiers list`), one of the recipe's `verifiers`, or path/to/file.py:function",
+        ) from None
+
+
+class Judge:
+    """The verifier pool of a stage, and the limit on how many of its judgements may fail."""
+
+    def __init__(self, recipe: Recipe, pool: verifiers.VerifierPool, max_error_share: float) -> None:
+        self.recipe, self.pool, self.max_error_share = recipe, pool, max_error_share
+
+    def __call__(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+        """The groups with a verdict on every rollout.
+
+        Raises TuluLiteError when more than max_error_share of the verdicts are errors: a broken verifier
+        must stop a run, not teach it.
+        """
+        items = [
+            (
+                verifier_spec(self.recipe, group.prompt.verifier),
+                verifiers.Sample(rollout.text, group.prompt.reference, group.prompt.user, rollout.finished),
+            )
+            for group in groups
+            for rollout in group.rollouts
+        ]
+        verdicts = self.pool.verify(items)
+        self._check_errors(verdicts)
+        return list(_with_verdicts(groups, iter(verdicts)))
+
+    def _check_errors(self, verdicts: Sequence[verifiers.Verdict]) -> None:
+        errors = Counter(f"{verdict.verifier}: {verdict.reason}" for verdict in verdicts if verdict.score is None)
+        failed = sum(errors.values())
+        if failed > self.max_error_share * len(verdicts):
+            common, times = errors.most_common(1)[0]
+            raise TuluLiteError(
+                f"verifiers failed on {failed} of {len(verdicts)} responses, more than the {self.max_error_share:.0%} allowed",
+                why=f"an error is never a score, so these would be left out; the most common ({times} times) is {common}",
+                cure="mend the verifier (`python -m verifiers check` tries it), raise verifier_timeout_s, or raise max_error_share",
+            )
+
+
+def _with_verdicts(groups: Sequence[RolloutGroup], verdicts: Iterator[verifiers.Verdict]) -> Iterator[RolloutGroup]:
+    for group in groups:
+        yield RolloutGroup(group.prompt, tuple(rollout.judged(next(verdicts)) for rollout in group.rollouts))
+
+
+@contextmanager
+def judging(recipe: Recipe, max_error_share: float) -> Iterator[Judge]:
+    """A Judge whose worker processes live as long as the block."""
+    with verifiers.VerifierPool(workers=recipe.verifier_workers, timeout_s=recipe.verifier_timeout_s, base_dir=Path.cwd()) as pool:
+        yield Judge(recipe, pool, max_error_share)

@@ -1,0 +1,55 @@
+"""The command of each step, as it is run and as it is printed to be run by hand."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from ..recipe import AccelerateSettings, Recipe
+from .steps import Step
+
+
+def step_command(step: Step, recipe: Recipe, recipe_file: Path) -> list[str]:
+    """`accelerate launch -m tulu_lite.stages.KIND ...` for what trains, `python -m ...` for what only samples."""
+    module = ["-m", f"tulu_lite.stages.{step.kind}", "--recipe", str(recipe_file), "--stage", step.stage.name]
+    if step.kind == "rlvr":
+        module += ["--seed", str(step.seed)]
+    if step.kind == "evaluate":
+        model, _, seed = step.model.partition("/seed-")
+        module += ["--model", model, *(["--seed", seed] if seed else [])]
+    if not step.trains:
+        return [sys.executable, *module]
+    settings = getattr(step.stage, "accelerate", None) or recipe.accelerate
+    return [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *launch_arguments(settings), *module]
+
+
+def launch_arguments(settings: AccelerateSettings) -> list[str]:
+    """Arguments of `accelerate launch`. What a config file says stands unless the recipe says otherwise."""
+    arguments: list[str] = []
+    if settings.config_file is not None:
+        arguments += ["--config_file", settings.config_file]
+        if settings.num_processes is not None:
+            arguments += ["--num_processes", str(settings.num_processes)]
+        if settings.mixed_precision != "no":
+            arguments += ["--mixed_precision", settings.mixed_precision]
+    else:
+        # all said, so that accelerate neither asks, nor reads a config left in the home folder, nor warns
+        processes = settings.num_processes or 1
+        arguments += ["--num_processes", str(processes), "--num_machines", "1", "--dynamo_backend", "no"]
+        arguments += ["--mixed_precision", settings.mixed_precision]
+        arguments += ["--num_cpu_threads_per_process", str(settings.threads)]
+        if settings.device == "cpu":
+            arguments += ["--cpu"]
+        elif processes > 1:
+            arguments += ["--multi_gpu"]
+    return [*arguments, *settings.extra_args]
+
+
+def shown(command: list[str]) -> str:
+    """The command as a person would type it."""
+    if command[0] == sys.executable:
+        command = ["python", *command[1:]]
+    if command[1:4] == ["-m", "accelerate.commands.accelerate_cli", "launch"]:
+        command = ["accelerate", *command[3:]]
+    return shlex.join(command)

@@ -1,0 +1,195 @@
+"""What a run came to: a table of stages by metrics with 95 % intervals, and a plot of the learning curves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..files import atomic_file, write_atomic
+from ..recipe import BASE, Recipe, RlvrStage
+from ..statistics import Estimate, difference, seeds_mean
+from .protocol import read_metrics
+from .steps import Step
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a model on one evaluate stage."""
+
+    evaluation: str
+    model: str
+    chosen: bool
+    accuracy: Estimate
+    gain: Estimate | None  # over the model it came from, paired by prompt
+    gain_over: str
+    by_source: dict[str, float]
+    others: dict[str, Estimate]  # sampled accuracy, pass@k
+
+
+def report_rows(recipe: Recipe, steps: list[Step]) -> list[Row]:
+    """The table's lines, as far as the evaluations are done. A stage of several seeds has a line for their mean."""
+    known = {step.id: step for step in steps}
+    rows: list[Row] = []
+    for evaluation in dict.fromkeys(step.stage.name for step in steps if step.kind == "evaluate"):
+        done = {step.model: step for step in steps if step.kind == "evaluate" and step.stage.name == evaluation and step.done}
+        marks = {model: _marks(step) for model, step in done.items()}
+        for model, step in done.items():
+            rows.append(_row(evaluation, model, step, known, marks))
+        for stage in recipe.stages:
+            if isinstance(stage, RlvrStage) and len(stage.seeds) > 1:
+                ids = [f"{stage.name}/seed-{seed}" for seed in stage.seeds]
+                if all(id in done for id in ids):
+                    rows.append(_mean_row(evaluation, stage, ids, done, marks))
+    order = {id: number for number, id in enumerate([BASE, *known])}
+    return sorted(rows, key=lambda row: (row.evaluation, order.get(row.model.removesuffix(" (mean)"), 0)))
+
+
+def _marks(step: Step) -> dict[str, float]:
+    """Full marks (1) or not (0) of the greedy response, by prompt id. A response without a score is left out."""
+    marks = {}
+    for line in (step.folder / step.result["rows"]).read_text(encoding="utf-8").splitlines():  # type: ignore[index]
+        row = json.loads(line)
+        if row["kind"] == "greedy" and row["verdict"] and row["verdict"]["score"] is not None:
+            marks[row["prompt_id"]] = float(row["verdict"]["score"] >= 1)
+    return marks
+
+
+def _row(evaluation: str, model: str, step: Step, known: dict[str, Step], marks: dict[str, dict[str, float]]) -> Row:
+    summary = step.result["summary"]  # type: ignore[index]
+    before = _before(model, known, marks)
+    gain = _paired([marks[model]], [marks[before]]) if before else None
+    chosen = any(other.kind == "select" and other.done and other.result["summary"]["chosen"] == model for other in known.values())  # type: ignore[index]
+    others = {name: Estimate(**value) for name, value in summary.items() if name == "sampled_accuracy" or name.startswith("pass@")}
+    by_source = {source: figures["accuracy"]["value"] for source, figures in summary["by_source"].items()}
+    return Row(evaluation, model, chosen, Estimate(**summary["accuracy"]), gain, before or "", by_source, others)
+
+
+def _mean_row(evaluation: str, stage: RlvrStage, ids: list[str], done: dict[str, Step], marks: dict[str, dict[str, float]]) -> Row:
+    each = [marks[id] for id in ids]
+    prompts = sorted(set.intersection(*(set(one) for one in each)))
+    accuracy = seeds_mean([[one[prompt] for prompt in prompts] for one in each])
+    gain = _paired(each, [marks[stage.init]]) if stage.init in marks else None
+    summaries = [done[id].result["summary"] for id in ids]  # type: ignore[index]
+    sources = summaries[0]["by_source"]
+    by_source = {source: sum(s["by_source"][source]["accuracy"]["value"] for s in summaries) / len(ids) for source in sources}
+    return Row(evaluation, f"{stage.name} (mean)", False, accuracy, gain, stage.init if gain else "", by_source, {})
+
+
+def _before(model: str, known: dict[str, Step], marks: dict[str, dict[str, float]]) -> str | None:
+    """The nearest earlier model that was evaluated too."""
+    while model in known:
+        model = known[model].model
+        if model in marks:
+            return model
+    return None
+
+
+def _paired(after: list[dict[str, float]], before: list[dict[str, float]]) -> Estimate:
+    prompts = sorted(set.intersection(*(set(one) for one in [*after, *before])))
+    return difference([[one[p] for p in prompts] for one in after], [[one[p] for p in prompts] for one in before])
+
+
+def report_table(recipe: Recipe, rows: list[Row]) -> Table:
+    """For the terminal. `*` marks the seed that goes on."""
+    table = Table(title=f"{recipe.name}: accuracy in % with 95 % intervals (* the seed that goes on)", title_justify="left", pad_edge=False)
+    evaluations = list(dict.fromkeys(row.evaluation for row in rows))
+    others = list(dict.fromkeys(name for row in rows for name in row.others))
+    sources = list(dict.fromkeys(source for row in rows for source in row.by_source))
+    sources = sources if len(sources) > 1 else []
+    for name in [*(["on"] if len(evaluations) > 1 else []), "model"]:
+        table.add_column(name, no_wrap=True)
+    for name in ["greedy", "gain over", *others, *sources]:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        cells = [*([row.evaluation] if len(evaluations) > 1 else []), f"{row.model} *" if row.chosen else row.model]
+        cells += [row.accuracy.percent(), gain_text(row)]
+        cells += [row.others[name].percent() if name in row.others else "" for name in others]
+        cells += [f"{100 * row.by_source[source]:.0f}" if source in row.by_source else "" for source in sources]
+        table.add_row(*cells, style="bold" if row.chosen or row.model.endswith("(mean)") else None)
+    return table
+
+
+def gain_text(row: Row) -> str:
+    if row.gain is None:
+        return ""
+    return f"{100 * row.gain.value:+.1f} [{100 * row.gain.low:+.1f}, {100 * row.gain.high:+.1f}] {row.gain_over}"
+
+
+def markdown(recipe: Recipe, rows: list[Row]) -> str:
+    """The same table as a Markdown file."""
+    lines = [f"# {recipe.name}", "", "Accuracy in % with 95 % intervals; * marks the seed that goes on.", ""]
+    lines += ["| on | model | greedy | gain over | sampled | pass@k |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        sampled = row.others["sampled_accuracy"].percent() if "sampled_accuracy" in row.others else ""
+        pass_at = ", ".join(f"{name} {value.percent()}" for name, value in row.others.items() if name.startswith("pass@"))
+        lines.append(f"| {row.evaluation} | {row.model}{' *' if row.chosen else ''} | {row.accuracy.percent()} | {gain_text(row)} | {sampled} | {pass_at} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot_curves(recipe: Recipe, steps: list[Step], path: Path) -> bool:
+    """Draw each rlvr stage's reward and validation accuracy by step, a line for each seed, and the losses of
+    supervised stages. False when there is nothing to draw yet."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = _panels(steps)
+    if not panels:
+        return False
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False, layout="constrained")
+    for axis, (title, lines) in zip(axes[0], panels, strict=True):
+        for label, points, style in lines:
+            axis.plot(*zip(*points, strict=True), style, label=label, linewidth=1.5, markersize=4)
+        axis.set_title(title)
+        axis.set_xlabel("optimiser step" if "loss" in title else "step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    figure.suptitle(recipe.name)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    pyplot.close(figure)
+    return True
+
+
+Line = tuple[str, list[tuple[int, float]], str]
+
+
+def _panels(steps: list[Step]) -> list[tuple[str, list[Line]]]:
+    panels: list[tuple[str, list[Line]]] = []
+    for stage in dict.fromkeys(step.stage.name for step in steps if step.kind == "rlvr"):
+        runs = [step for step in steps if step.kind == "rlvr" and step.stage.name == stage]
+        for metric, style in (("reward", "-"), ("validation_accuracy", "o-")):
+            lines = [(f"seed {run.seed}", points, style) for run in runs if (points := _points(run, metric))]
+            if lines:
+                panels.append((f"{stage}: {metric.replace('_', ' ')}", lines))
+    for step in steps:
+        if step.kind in ("sft", "dpo") and (points := _points(step, "loss")):
+            panels.insert(0 if step.kind == "sft" else len(panels) and 1, (f"{step.id}: loss", [(step.id, points, "-")]))
+    return panels
+
+
+def _points(step: Step, metric: str) -> list[tuple[int, float]]:
+    return [(row["step"], row[metric]) for row in read_metrics(step.folder / "metrics.jsonl") if metric in row]
+
+
+def write_report(recipe: Recipe, steps: list[Step]) -> tuple[list[Row], dict[str, Any]]:
+    """Write report.md, report.json and curves.png into the output folder; returns the rows and the files' paths."""
+    output = Path(recipe.output)
+    rows = report_rows(recipe, steps)
+    files: dict[str, Any] = {}
+    if rows:
+        write_atomic(output / "report.md", markdown(recipe, rows))
+        data = [{**row.__dict__, "accuracy": row.accuracy.to_json(), "gain": row.gain and row.gain.to_json(), "others": {k: v.to_json() for k, v in row.others.items()}} for row in rows]
+        write_atomic(output / "report.json", json.dumps(data, indent=1) + "\n")
+        files["table"] = output / "report.md"
+    if plot_curves(recipe, steps, output / "curves.png"):
+        files["learning curves"] = output / "curves.png"
+    return rows, files
+
+
+__all__ = ["Row", "plot_curves", "report_rows", "report_table", "write_report"]

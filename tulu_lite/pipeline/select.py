@@ -1,0 +1,32 @@
+"""The choice among the seeds of an rlvr stage."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .steps import Step
+
+
+def choose_seed(step: Step, runs: list[Step]) -> dict[str, Any]:
+    """The result of the stage as a whole: the model of the seed with the best validation accuracy.
+
+    Only validation prompts decide, never those of an evaluate stage. Of equal seeds the first listed wins.
+    """
+    results = {run: run.result for run in runs}
+    validation = {run: float(result["summary"]["validation_accuracy"]) for run, result in results.items() if result is not None}
+    best = max(runs, key=lambda run: validation[run])
+    chosen = results[best]
+    assert chosen is not None
+    return {
+        "step": step.id,
+        "key": step.key,
+        "model": os.path.relpath(best.folder / chosen["model"], step.folder),
+        "summary": {
+            "chosen": best.id,
+            "seed": best.seed,
+            "validation_accuracy": validation[best],
+            "candidates": {run.id: validation[run] for run in runs},
+        },
+        "seconds": 0.0,
+    }

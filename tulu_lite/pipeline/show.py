@@ -1,0 +1,124 @@
+"""What a run shows while it goes: the plan, each step's progress with rate and time left, and how it ended.
+
+On a terminal the current step is a live line; elsewhere (a log, CI) a plain line is printed now and then.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ..recipe import Recipe
+from .plan import PlannedStep
+from .protocol import progress_text
+from .steps import Step
+
+PLAIN_EVERY_S = 15.0
+
+
+class Display:
+    """Console output of one run."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self.live: Live | None = None
+        self.head = ""
+        self.began = self.printed = time.monotonic()
+        self.server_text = ""
+
+    def plan(self, recipe: Recipe, plan: list[PlannedStep]) -> None:
+        self.console.print(plan_table(recipe, plan))
+
+    def already_done(self, number: int, total: int, step: Step) -> None:
+        self.console.print(f"[dim]\\[{number}/{total}] {step.id}: done before[/dim]")
+
+    def started(self, number: int, total: int, step: Step, command: str) -> None:
+        self.head = f"[{number}/{total}] {step.id}"
+        self.began = self.printed = time.monotonic()
+        self.console.print(f"[bold]{escape(self.head)}[/bold]  [dim]$ {escape(command)}[/dim]", soft_wrap=True)
+        if self.console.is_terminal:
+            self.live = Live(Text(f"{self.head} starting"), console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+
+    def waiting(self, what: str) -> None:
+        self.console.print(f"[dim]{what} ...[/dim]")
+
+    def server(self, text: str) -> None:
+        self.server_text = text
+
+    def progress(self, state: dict[str, Any] | None) -> None:
+        now = time.monotonic()
+        seconds = int(now - self.began)
+        text = progress_text(state) if state else "starting"
+        line = f"{self.head}  {text}  ({seconds // 60}:{seconds % 60:02d} so far)"
+        if self.server_text and self.server_text != "ready":
+            line += f"  server: {self.server_text}"
+        if self.live is not None:
+            self.live.update(Text(line))
+        elif now - self.printed >= PLAIN_EVERY_S:
+            self.printed = now
+            self.console.print(escape(line), soft_wrap=True)
+
+    def ended(self, number: int, total: int, step: Step, seconds: float) -> None:
+        self.close()
+        result = step.result or {"summary": {}}
+        self.console.print(f"[green]\\[{number}/{total}] {step.id}: done[/green] in {seconds:.0f} s  {escape(headline(step, result['summary']))}", soft_wrap=True)
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+
+def headline(step: Step, summary: dict[str, Any]) -> str:
+    """A step's result in a few words."""
+    if step.kind == "evaluate":
+        accuracy = summary["accuracy"]
+        return f"accuracy {100 * accuracy['value']:.1f} % [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
+    if step.kind == "select":
+        return f"{summary['chosen']} goes on: validation accuracy {100 * summary['validation_accuracy']:.1f} %"
+    shown = [f"{name} {value:.4g}" for name, value in summary.items() if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return ", ".join(shown[:5])
+
+
+def plan_table(recipe: Recipe, plan: list[PlannedStep]) -> Table:
+    """Each step with its state, why, and its size."""
+    table = Table(title=f"{recipe.name}: {recipe.output}", title_justify="left", pad_edge=False)
+    for name, options in (
+        ("step", {}),
+        ("kind", {}),
+        ("from", {}),
+        ("prompts", {"justify": "right"}),
+        ("completions", {"justify": "right"}),
+        ("tokens", {"justify": "right"}),
+        ("updates", {"justify": "right"}),
+        ("state", {}),
+        ("why", {"overflow": "fold"}),
+    ):
+        table.add_column(name, **options)  # type: ignore[arg-type]
+    colours = {"done": "green", "resume": "yellow", "run": "cyan"}
+    for planned in plan:
+        size = planned.size
+        most = "≤ " if size is not None and size.at_most else ""
+        numbers = [f"{size.prompts:,}", f"{size.completions:,}", f"{most}{size.tokens:,}", f"{size.updates:,}" if size.updates else ""] if size else [""] * 4
+        kind = "choose seed" if planned.step.kind == "select" else planned.step.kind
+        table.add_row(
+            planned.step.id, kind, planned.step.model if planned.step.kind != "select" else "its seeds", *numbers,
+            f"[{colours[planned.state]}]{planned.state}[/]", escape(planned.reason),
+        )  # fmt: skip
+    return table
+
+
+def plan_notes(plan: list[PlannedStep]) -> list[str]:
+    """What the sizes do not show: rows that were dropped, how a step is made up."""
+    notes: dict[str, None] = {}
+    for planned in plan:
+        for note in planned.size.notes if planned.size else ():
+            notes[f"{planned.step.stage.name}: {note}"] = None
+    return list(notes)

@@ -1,0 +1,170 @@
+"""How large a step is: prompts, completions and tokens; and with that, whether its data can be used at all."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from ..datasets.chat import ChatTemplate, load_tokenizer
+from ..datasets.conversations import load_conversations
+from ..datasets.pairs import load_pairs
+from ..datasets.prompts import load_prompts
+from ..errors import TuluLiteError
+from ..judging import check_references
+from ..records import Prompt
+from ..recipe import DataSource, DpoStage, EvaluateStage, PreferencesStage, Recipe, RlvrStage, SftStage
+from .ledger import Ledger
+from .steps import Step
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a step will consume. `at_most` where lengths are not known before sampling."""
+
+    prompts: int
+    completions: int
+    tokens: int
+    at_most: bool
+    updates: int = 0  # optimiser steps
+    notes: tuple[str, ...] = ()
+
+
+def context_length(recipe: Recipe) -> int | None:
+    """The model's longest sequence in tokens, as its config says; None when it says nothing."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(recipe.model, revision=recipe.revision)
+    except Exception as error:  # transformers raises OSError, ValueError and hub errors of many kinds
+        raise TuluLiteError(
+            f"cannot read the config of the model {recipe.model}: {str(error).splitlines()[0]}",
+            cure="`model` is a folder in Hugging Face format or a hub id; without network, download it first and name the folder",
+        ) from None
+    length = getattr(config, "max_position_embeddings", None)
+    limits = [value for value in (length, recipe.server.max_model_len) if value]
+    return min(limits) if limits else None
+
+
+class StepSizes:
+    """Measures the steps of one recipe; the data of a stage is read once for all its seeds and models."""
+
+    def __init__(self, recipe: Recipe, ledger: Ledger) -> None:
+        self.recipe, self.ledger = recipe, ledger
+        self._measured: dict[str, Size] = {}
+
+    def __call__(self, step: Step) -> Size:
+        stage = step.stage
+        if stage.name in self._measured and step.kind != "select":
+            return self._measured[stage.name]
+        known = self.ledger.cached_size(step.key)
+        if known is not None and (step.done or not _needs_check(stage)):
+            size = Size(**{**known, "notes": tuple(known["notes"])})
+        else:
+            size = self._measure(step)
+            self.ledger.cache_size(step.key, asdict(size))
+        self._measured[stage.name] = size
+        return size
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        tokenizer = load_tokenizer(self.recipe.model, self.recipe.revision)
+        template = ChatTemplate.load(self.recipe.chat_template, tokenizer, self.recipe.model)
+        template.check()
+        return template
+
+    @cached_property
+    def context(self) -> int | None:
+        return context_length(self.recipe)
+
+    def _measure(self, step: Step) -> Size:
+        stage = step.stage
+        if isinstance(stage, SftStage):
+            return self._sft(stage)
+        if isinstance(stage, DpoStage):
+            return self._dpo(stage)
+        if isinstance(stage, PreferencesStage):
+            return self._sampled(self._prompts(stage.name, "data", stage.data, stage.sampling.max_tokens), stage.samples_per_prompt, stage.sampling.max_tokens)
+        if isinstance(stage, RlvrStage):
+            return self._rlvr(stage)
+        if isinstance(stage, EvaluateStage):
+            prompts = self._prompts(stage.name, "data", stage.data, stage.max_tokens)
+            return self._sampled(prompts, 1 + stage.samples_per_prompt, stage.max_tokens)
+        raise TypeError(stage.kind)
+
+    def _sft(self, stage: SftStage) -> Size:
+        self._check_length(stage.name, stage.max_length)
+        examples, report = load_conversations(stage, self.template, self.recipe)
+        tokens = sum(len(example.token_ids) for example in examples) * stage.epochs
+        completions = len(examples) * stage.epochs
+        updates = -(-len(examples) // stage.batch_size) * stage.epochs
+        return Size(len(examples), completions, tokens, False, updates, tuple(report.notes()))
+
+    def _dpo(self, stage: DpoStage) -> Size:
+        self._check_length(stage.name, stage.max_length)
+        from_stage = [source for source in stage.data if source.stage]
+        if from_stage:
+            return self._dpo_from_stage(stage, from_stage[0])
+        pairs, report = load_pairs(stage, self.template, self.recipe, stage_rows=None)
+        tokens = sum(2 * len(p.prompt.token_ids) + len(p.chosen.token_ids) + len(p.rejected.token_ids) for p in pairs) * stage.epochs
+        return Size(len(pairs), 2 * len(pairs) * stage.epochs, tokens, False, -(-len(pairs) // stage.batch_size) * stage.epochs, tuple(report.notes()))
+
+    def _dpo_from_stage(self, stage: DpoStage, source: DataSource) -> Size:
+        """The pairs are not there yet: at most what the preferences stage can make."""
+        makes = next(other for other in self.recipe.stages if other.name == source.stage)
+        assert isinstance(makes, PreferencesStage)
+        sampled = self._measured.get(makes.name)
+        prompts = sampled.prompts if sampled else 0
+        pairs = prompts * makes.pairs_per_prompt
+        tokens_each = (sampled.tokens // max(sampled.completions, 1)) if sampled else 0
+        return Size(prompts, 2 * pairs * stage.epochs, 2 * pairs * tokens_each * stage.epochs, True, -(-pairs // stage.batch_size) * stage.epochs)
+
+    def _rlvr(self, stage: RlvrStage) -> Size:
+        prompts = self._prompts(stage.name, "data", stage.data, stage.sampling.max_tokens)
+        validation = self._prompts(stage.name, "validation", stage.validation, stage.sampling.max_tokens)
+        both = {p.token_ids for p in prompts} & {p.token_ids for p in validation}
+        if both:
+            raise TuluLiteError(
+                f"stage {stage.name}: {len(both)} prompts are in its data and in its validation",
+                why="the best seed is chosen by validation; prompts it trained on would choose the best memory",
+                cure="split the file by `share: [0, 0.9]` and `share: [0.9, 1]`, which goes by the prompt's hash",
+            )
+        validations = -(-stage.steps // stage.validate_every_steps)
+        longest = max(len(prompt.token_ids) for prompt in prompts) + stage.sampling.max_tokens
+        completions = stage.steps * stage.prompts_per_step * stage.samples_per_prompt + validations * len(validation)
+        notes = (
+            f"{stage.prompts_per_step} prompts x {stage.samples_per_prompt} samples a step, {stage.steps} steps; "
+            f"{validations} validations of {len(validation)} prompts",
+        )
+        return Size(len(prompts), completions, completions * longest, True, stage.steps * stage.updates_per_step, notes)
+
+    def _sampled(self, prompts: list[Prompt], samples: int, max_tokens: int) -> Size:
+        tokens = sum(len(prompt.token_ids) + max_tokens for prompt in prompts) * samples
+        return Size(len(prompts), len(prompts) * samples, tokens, True)
+
+    def _prompts(self, stage: str, field: str, sources: tuple[DataSource, ...], max_tokens: int) -> list[Prompt]:
+        """The stage's prompts, with the references checked by their verifiers and the lengths against the context."""
+        limit = None
+        if self.context is not None:
+            limit = self.context - max_tokens
+            if limit < 1:
+                raise TuluLiteError(
+                    f"stage {stage}: max_tokens {max_tokens} leaves no room for a prompt in the model's context of {self.context} tokens",
+                    cure="lower max_tokens",
+                )
+        prompts = load_prompts(sources, self.template, seed=self.recipe.seed, max_prompt_tokens=limit)
+        check_references(self.recipe, prompts, f"stage {stage}, {field}")
+        return prompts
+
+    def _check_length(self, stage: str, max_length: int) -> None:
+        if self.context is not None and max_length > self.context:
+            raise TuluLiteError(
+                f"stage {stage}: max_length {max_length} is more than the model's context of {self.context} tokens",
+                why="positions past the context are ones the model has never learnt",
+                cure=f"set max_length to {self.context} or less",
+            )
+
+
+def _needs_check(stage: Any) -> bool:
+    """Whether measuring also checks something that the cache cannot know (other versions of verifiers)."""
+    return isinstance(stage, (PreferencesStage, RlvrStage, EvaluateStage))

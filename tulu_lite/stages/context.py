@@ -1,0 +1,258 @@
+"""What a stage process is given: its settings, its inputs, its folder, and the ways to report.
+
+    with step_context(SftStage) as ctx:
+        ...
+        ctx.finish(model=folder, summary={...})
+
+The process is started by `tulu-lite run`, or by hand with the command that run prints. A fault the user can mend
+ends it with exit code 2 and one clear message; everything it did until its last save is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import TuluLiteError
+from ..files import suppress_os_errors, write_atomic, write_json
+from ..pipeline.ledger import Ledger
+from ..pipeline.lock import exclusive
+from ..pipeline.protocol import USER_ERROR, progress_text, read_metrics
+from ..pipeline.steps import Step, expand, model_path
+from ..recipe import AnyStage, Recipe, dump_recipe, load_recipe
+from ..rollout.process import die_with_parent
+
+
+class MetricsLog:
+    """metrics.jsonl: one line of numbers for each optimiser step (or whatever `step` counts in the stage)."""
+
+    def __init__(self, path: Path, active: bool = True) -> None:
+        self.path, self.active = path, active
+
+    def resume(self, step: int) -> None:
+        """Forget what was logged after `step`: it is about to be done again."""
+        if self.active and self.path.exists():
+            kept = [row for row in self.rows() if row["step"] <= step]
+            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def log(self, step: int, **values: float) -> None:
+        if self.active:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        return read_metrics(self.path)
+
+
+@dataclass
+class StepContext:
+    """One step as its process sees it."""
+
+    recipe: Recipe
+    stage: Any  # the stage's settings, of the class that was asked for
+    step: Step
+    steps: dict[str, Step]
+    ledger: Ledger
+    is_main: bool  # rank 0: the only one that writes
+    metrics: MetricsLog = field(init=False)
+    finished: bool = False
+    _started: float = field(default_factory=time.monotonic)
+    _shown: float = 0.0
+    _printed: float = 0.0
+    _first: tuple[str, float, float] | None = None  # unit, time and count from which the rate is measured
+
+    def __post_init__(self) -> None:
+        self.metrics = MetricsLog(self.dir / "metrics.jsonl", self.is_main)
+
+    @property
+    def dir(self) -> Path:
+        return self.step.folder
+
+    @property
+    def seed(self) -> int:
+        return self.step.seed
+
+    @property
+    def base_dir(self) -> Path:
+        """What relative paths are relative to. Those of a loaded recipe are absolute already."""
+        return Path.cwd()
+
+    @property
+    def init_model(self) -> str:
+        """The model this step starts from or samples with: a folder, or the hub id of the recipe's model."""
+        return model_path(self.steps, self.recipe, self.step.model)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.dir / "checkpoints"
+
+    def stage_rows(self, name: str) -> Path:
+        """The pairs of an earlier preferences stage."""
+        result = self.steps[name].result
+        assert result is not None  # checked on opening
+        return self.steps[name].folder / result["rows"]
+
+    def saved(self, step: int, path: Path) -> None:
+        """Tell the ledger of a checkpoint."""
+        if self.is_main:
+            self.ledger.add_checkpoint(self.step.key, step, str(path))
+
+    def progress(self, done: int, total: int, unit: str = "steps", **shown: float | str) -> None:
+        """Show how far the step is. Cheap to call often: it writes at most twice a second."""
+        now = time.monotonic()
+        if self._first is None or self._first[0] != unit:
+            self._first = (unit, now, done)  # a resumed step's rate counts only what this process did
+        if not self.is_main or (done < total and now - self._shown < 0.5):
+            return
+        self._shown = now
+        seconds, did = now - self._first[1], done - self._first[2]
+        rate = did / seconds if seconds > 0 and did > 0 else None
+        state = {"done": done, "total": total, "unit": unit, "rate": rate, "shown": shown}
+        write_json(self.dir / "progress.json", state)
+        if now - self._printed >= 5 or done >= total:
+            self._printed = now
+            print(progress_text(state), flush=True)
+
+    def model_card(self, figures: dict[str, Any]) -> str:
+        """README.md of an exported model: what it is and how it was made."""
+        chain, name = [self.step.id], self.step.model
+        while name in self.steps:
+            chain.append(name)
+            name = self.steps[name].model
+        lines = [f"# {self.recipe.name}: {self.step.id}", "", f"Made by tulu_lite {__version__} from the recipe below.", ""]
+        lines += [f"- base model: `{self.recipe.model}`", f"- stages: base -> {' -> '.join(reversed(chain))}", f"- seed: {self.seed}"]
+        lines += [f"- key of this step: `{self.step.key}`", *(f"- {name}: {value}" for name, value in figures.items() if value is not None)]
+        return "\n".join([*lines, "", "```yaml", dump_recipe(self.recipe).rstrip(), "```", ""])
+
+    def finish(self, *, model: Path | None = None, rows: Path | None = None, summary: dict[str, Any]) -> None:
+        """Declare the step done. result.json is written last, whole; before it, nothing counts."""
+        if self.is_main:
+            result: dict[str, Any] = {"step": self.step.id, "key": self.step.key, "summary": summary}
+            result |= {"seconds": round(time.monotonic() - self._started, 1)}
+            if model is not None:
+                result["model"] = str(model.relative_to(self.dir))
+                self.ledger.add_checkpoint(self.step.key, -1, str(model))
+            if rows is not None:
+                result["rows"] = str(rows.relative_to(self.dir))
+            values = [
+                (row["step"], name, float(value))
+                for row in self.metrics.rows()
+                for name, value in row.items()
+                if name != "step" and isinstance(value, (int, float))
+            ]
+            self.ledger.set_metrics(self.step.key, values)
+            write_json(self.step.result_file, result)
+            self.ledger.end_step(self.step.key, "done", summary=summary)
+        self.finished = True
+
+
+@contextmanager
+def step_context(stage_class: type, arguments: Sequence[str] | None = None) -> Iterator[StepContext]:
+    """Open the step that the command line names; end the process with a clear message on a fault."""
+    die_with_parent(signal.SIGKILL)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` blocks run
+    options = _parse(stage_class, arguments)
+    context: StepContext | None = None
+    try:
+        context = _open(stage_class, options)
+        what = f"the step {context.step.id}"
+        if context.is_main:
+            with exclusive(context.dir / ".lock", what):
+                _start(context)
+                yield context
+        else:
+            yield context
+        if not context.finished:
+            raise RuntimeError(f"{what} ended without a result")
+    except TuluLiteError as error:
+        _fail(context, error.what, error)
+        print("\n".join(error.lines()), file=sys.stderr, flush=True)
+        sys.exit(USER_ERROR)
+    except Exception as error:
+        traceback.print_exc()
+        _fail(context, f"{type(error).__name__}: {error}", None)
+        sys.exit(1)
+
+
+def _parse(stage_class: type, arguments: Sequence[str] | None) -> argparse.Namespace:
+    kind = stage_class.model_fields["kind"].annotation.__args__[0]  # type: ignore[attr-defined]
+    parser = argparse.ArgumentParser(prog=f"python -m tulu_lite.stages.{kind}", description=stage_class.__doc__)
+    parser.add_argument("--recipe", required=True, help="the recipe's YAML file")
+    parser.add_argument("--stage", required=True, help=f"the name of a stage of kind {kind} in it")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, such as seed=7")
+    parser.add_argument("--seed", type=int, help="which of an rlvr stage's seeds" if kind in ("rlvr", "evaluate") else argparse.SUPPRESS)
+    if kind == "evaluate":
+        parser.add_argument("--model", required=True, help="the stage whose model is evaluated, or base")
+    return parser.parse_args(arguments)
+
+
+def _open(stage_class: type, options: argparse.Namespace) -> StepContext:
+    recipe = load_recipe(options.recipe, options.set)
+    ledger = Ledger(Path(recipe.output))
+    steps = {step.id: step for step in expand(recipe, ledger)}
+    wanted = step_id(recipe, options.stage, options.seed, getattr(options, "model", None))
+    if wanted not in steps or not isinstance(steps[wanted].stage, stage_class):
+        fitting = [id for id, step in steps.items() if isinstance(step.stage, stage_class) and step.kind != "select"]
+        raise TuluLiteError(f"{options.recipe} has no such step as {wanted!r} for this command", cure=f"it has {', '.join(fitting) or 'none'}")
+    step = steps[wanted]
+    if step.done:
+        print(f"{step.id} is already done: {step.folder}", flush=True)
+        sys.exit(0)
+    missing = [name for name in step.inputs if not steps[name].done]
+    if missing:
+        raise TuluLiteError(
+            f"{step.id} needs the result of {', '.join(missing)}, which is not done",
+            cure=f"run it first, or run everything: tulu-lite run {options.recipe}",
+        )
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    return StepContext(recipe, step.stage, step, steps, ledger, is_main)
+
+
+def step_id(recipe: Recipe, stage: str, seed: int | None, model: str | None = None) -> str:
+    """The id of the step that --stage, --model and --seed name."""
+    named = next((found for found in recipe.stages if found.name == stage), None)
+    target = model if model is not None else stage
+    seeded: AnyStage | None = next((found for found in recipe.stages if found.name == target), None)
+    id = target
+    if seeded is not None and seeded.kind == "rlvr":
+        if seed is None and len(seeded.seeds) > 1:
+            raise TuluLiteError(f"stage {target!r} has the seeds {list(seeded.seeds)}", cure="say which with --seed")
+        id = f"{target}/seed-{seeded.seeds[0] if seed is None else seed}"
+    return f"{stage}/{id}" if named is not None and named.kind == "evaluate" else id
+
+
+def _start(context: StepContext) -> None:
+    step = context.step
+    for stale in ("error.json", "progress.json"):
+        (step.folder / stale).unlink(missing_ok=True)
+    write_json(step.folder / "identity.json", step.identity)
+    roles = [(context.steps[name].key, "model" if name == step.model else "rows") for name in step.inputs]
+    if not step.inputs or step.model not in context.steps:
+        roles.append((step.identity["inputs"]["base"], "model"))
+    context.ledger.start_step(
+        step.key, id=step.id, kind=step.kind, seed=step.seed, identity=step.identity, folder=str(step.folder), inputs=roles
+    )
+
+
+def _fail(context: StepContext | None, message: str, error: TuluLiteError | None) -> None:
+    """Leave the reason where the runner finds it; a second fault here (a full disk) must not hide the first."""
+    if context is None or not context.is_main:
+        return
+    with suppress_os_errors():
+        try:
+            context.ledger.end_step(context.step.key, "failed", error=message)
+            if error is not None:
+                write_json(context.dir / "error.json", {"what": error.what, "why": error.why, "cure": error.cure})
+        except TuluLiteError as second:
+            print(second, file=sys.stderr)

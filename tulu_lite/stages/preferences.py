@@ -1,0 +1,98 @@
+"""On-policy preference pairs (Tülu 3, arXiv:2411.15124, section 5.2, with verifiers as the judges).
+
+1. sample several responses to each prompt from the current policy
+2. judge them
+3. chosen: the best; rejected: a random lower one (or the lowest); prompts whose responses tie make no pair
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from ..datasets.pairs import write_pairs
+from ..datasets.prompts import load_prompts
+from ..errors import TuluLiteError
+from ..judging import judging
+from ..recipe import PreferencesStage
+from ..records import PreferencePair, Rollout, RolloutGroup
+from ..rollout.client import Sampling
+from .context import step_context
+from .sampling import open_sampler
+
+
+def main() -> None:
+    with step_context(PreferencesStage) as ctx, open_sampler(ctx) as sampler, judging(ctx.recipe, ctx.stage.max_error_share) as judge:
+        stage: PreferencesStage = ctx.stage
+        drawn = stage.sampling
+        prompts = load_prompts(
+            stage.data, sampler.template, seed=ctx.recipe.seed, max_prompt_tokens=sampler.context - drawn.max_tokens
+        )
+        sampler.load(ctx.init_model)
+        sampling = Sampling(n=stage.samples_per_prompt, temperature=drawn.temperature, max_tokens=drawn.max_tokens, seed=ctx.seed)
+        groups = sampler.generate(prompts, sampling, on_progress=lambda done: ctx.progress(done, len(prompts), "prompts"))
+        groups = judge(groups)
+
+        made_from = {"stage": stage.name, "policy": ctx.step.model, "step_key": ctx.step.key, "seed": ctx.seed}
+        pairs = [pair for group in groups for pair in make_pairs(group, stage, ctx.seed, made_from)]
+        if not pairs:
+            raise TuluLiteError(
+                f"stage {stage.name}: none of {len(groups)} prompts gave two responses of different score, so there is no pair",
+                why=f"the mean score is {_summary(groups, pairs)['mean_score']:.2f}: all right, all wrong, or all alike",
+                cure="raise samples_per_prompt or the temperature, lower min_margin, or choose easier or harder prompts",
+            )
+        path = ctx.dir / "pairs.jsonl"
+        write_pairs(path, pairs)
+        ctx.finish(rows=path, summary=_summary(groups, pairs))
+
+
+def make_pairs(group: RolloutGroup, stage: PreferencesStage, seed: int, made_from: dict[str, Any]) -> list[PreferencePair]:
+    """At most `pairs_per_prompt` pairs of one prompt's judged responses, no text twice on the same side.
+
+    Responses without a score take no part. The choice depends on the prompt and the seed alone.
+    """
+    choice = random.Random(f"{seed}:{group.prompt.id}")
+    scored = [(rollout.score, index, rollout) for index, rollout in enumerate(group.rollouts) if rollout.score is not None]
+    scored.sort(key=lambda item: (-item[0], item[1]))
+    pairs: list[PreferencePair] = []
+    chosen_texts: set[str] = set()
+    rejected_texts: set[str] = set()
+    for score, index, chosen in scored:
+        if len(pairs) == stage.pairs_per_prompt:
+            break
+        if chosen.text in chosen_texts:
+            continue
+        lower = [item for item in scored if score - item[0] > max(stage.min_margin - 1e-9, 0.0) and item[2].text not in rejected_texts]
+        if not lower:
+            continue
+        if stage.rejected == "lowest":
+            least = min(item[0] for item in lower)
+            lower = [item for item in lower if item[0] == least]
+        _, rejected_index, rejected = choice.choice(lower)
+        chosen_texts.add(chosen.text)
+        rejected_texts.add(rejected.text)
+        provenance = {**made_from, "chosen_sample": index, "rejected_sample": rejected_index, **_versions(chosen)}
+        pairs.append(PreferencePair(group.prompt, chosen, rejected, provenance))
+    return pairs
+
+
+def _versions(rollout: Rollout) -> dict[str, int]:
+    return {"weight_version": rollout.weight_versions[0]} if rollout.weight_versions else {}
+
+
+def _summary(groups: Sequence[RolloutGroup], pairs: Sequence[PreferencePair]) -> dict[str, Any]:
+    scores = [score for group in groups for score in group.scores]
+    known = [score for score in scores if score is not None]
+    return {
+        "prompts": len(groups),
+        "responses": len(scores),
+        "unscored": len(scores) - len(known),
+        "mean_score": sum(known) / max(len(known), 1),
+        "pairs": len(pairs),
+        "prompts_without_pair": len({group.prompt.id for group in groups}) - len({pair.prompt.id for pair in pairs}),
+    }
+
+
+if __name__ == "__main__":
+    main()

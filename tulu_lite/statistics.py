@@ -1,0 +1,94 @@
+"""Estimates with 95 % intervals. Resampling is seeded: the same results give the same intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+Z95 = 1.959963984540054  # standard normal quantile at 0.975
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval, from n prompts."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_json(self) -> dict[str, float | int]:
+        return asdict(self)
+
+    def percent(self) -> str:
+        """46.2 [41.4, 51.1]"""
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def proportion(successes: int, n: int) -> Estimate:
+    """A share with Wilson's score interval (Wilson 1927, JASA 22), which stays in [0, 1] and holds at 0 and n."""
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    share = successes / n
+    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
+    return Estimate(share, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)), n)
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Mean over prompts with a normal interval."""
+    n = len(values)
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    array = np.asarray(values, dtype=np.float64)
+    half = Z95 * float(array.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    centre = float(array.mean())
+    return Estimate(centre, centre - half, centre + half, n)
+
+
+def seeds_mean(scores_SN: Sequence[Sequence[float]]) -> Estimate:
+    """Mean over S seeds on the same N prompts; the interval resamples both seeds and prompts (bootstrap)."""
+    array = np.asarray(scores_SN, dtype=np.float64)
+    low, high = _interval(_resampled_means(array))
+    return Estimate(float(array.mean()), low, high, array.shape[1])
+
+
+def difference(after_SN: Sequence[Sequence[float]], before_SN: Sequence[Sequence[float]]) -> Estimate:
+    """mean(after) - mean(before) on the same N prompts, paired by prompt; seeds of either side are resampled too."""
+    after, before = np.asarray(after_SN, dtype=np.float64), np.asarray(before_SN, dtype=np.float64)
+    if after.shape[1] != before.shape[1]:
+        raise ValueError(f"paired differences need the same prompts, not {after.shape[1]} and {before.shape[1]}")
+    drawn = np.random.default_rng(0)
+    means = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        prompts = drawn.integers(0, after.shape[1], after.shape[1])
+        means[i] = _draw(after, prompts, drawn) - _draw(before, prompts, drawn)
+    low, high = _interval(means)
+    return Estimate(float(after.mean() - before.mean()), low, high, after.shape[1])
+
+
+def pass_at_k(correct: int, n: int, k: int) -> float:
+    """Unbiased estimate of the chance that one of k samples is correct, from n samples of which `correct` are
+    (Chen et al. 2021, arXiv:2107.03374, eq. 1)."""
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs 1 <= k <= n = {n}")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def _resampled_means(array_SN: np.ndarray) -> np.ndarray:
+    drawn = np.random.default_rng(0)
+    return np.array([_draw(array_SN, drawn.integers(0, array_SN.shape[1], array_SN.shape[1]), drawn) for _ in range(RESAMPLES)])
+
+
+def _draw(array_SN: np.ndarray, prompts: np.ndarray, drawn: np.random.Generator) -> float:
+    seeds = drawn.integers(0, array_SN.shape[0], array_SN.shape[0])
+    return float(array_SN[seeds][:, prompts].mean())
+
+
+def _interval(means: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
