@@ -394,7 +394,7 @@ def preference_rows(seed: int, count: int = ROWS["preferences"]) -> list[dict[st
     rows: list[dict[str, Any]] = []
     for problem, instructions in _distinct(rng, "prompts", 2 * count):
         if instructions and len(rows) < count:
-            row = {"prompt": prompt_text(problem, instructions), "verifier": "ifeval"}
+            row: dict[str, Any] = {"prompt": prompt_text(problem, instructions), "verifier": "ifeval"}
             row |= {"reference": _ifeval_reference(instructions), "source": problem.kind}
             rows.append(row | {"id": f"preferences-{len(rows):04d}"})
     rng.shuffle(rows)
