@@ -1,8 +1,7 @@
-"""Advantages from the scores of a group of responses to the same prompt. P prompts, G responses each."""
+"""Advantages from the rewards of a group of responses to the same prompt. P prompts, G responses each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,38 +10,34 @@ from torch import Tensor
 AdvantageKind = Literal["grpo", "dr_grpo", "rloo"]
 
 
-def score_tensors(scores: Sequence[Sequence[float | None]]) -> tuple[Tensor, Tensor]:
-    """Scores of P groups of G responses -> values [P, G] float64 and scored [P, G] bool; None is not scored, value 0."""
-    values = torch.tensor(
-        [[0.0 if score is None else score for score in group] for group in scores], dtype=torch.float64
-    )
-    scored = torch.tensor([[score is not None for score in group] for group in scores], dtype=torch.bool)
-    return values, scored
+def has_signal(rewards: Tensor) -> Tensor:
+    """[P] bool: whether the scored responses of a group differ at all, so that some advantage is not zero.
 
-
-def has_signal(scores: Tensor, scored: Tensor) -> Tensor:
-    """[P] bool: whether the scored responses of a group differ at all, so that some advantage is not zero."""
-    highest = scores.masked_fill(~scored, -torch.inf).amax(-1)
-    lowest = scores.masked_fill(~scored, torch.inf).amin(-1)
+    rewards: [P, G], NaN where there is no score.
+    """
+    missing = rewards.isnan()
+    highest = rewards.masked_fill(missing, -torch.inf).amax(-1)
+    lowest = rewards.masked_fill(missing, torch.inf).amin(-1)
     return highest > lowest  # no scored response: -inf > inf is False
 
 
-def group_advantages(scores: Tensor, scored: Tensor, kind: AdvantageKind) -> Tensor:
-    """[P, G] advantages of scores [P, G] float; scored [P, G] bool says which scores are there.
+def group_advantages(rewards: Tensor, kind: AdvantageKind) -> Tensor:
+    """[P, G] advantages of rewards [P, G] (float64; NaN: no score).
 
-    grpo: (r - mean) / std, std with divisor G (Shao et al. 2024, arXiv:2402.03300, sec. 4.1.2).
+    grpo: (r - mean) / std, std that of the population (divisor G, not G - 1; Shao et al. 2024, arXiv:2402.03300,
+    sec. 4.1.2), with nothing added to it, so that the scale of the rewards does not matter.
     dr_grpo: r - mean (Liu et al. 2025, arXiv:2503.20783). rloo: r - mean of the others (Ahmadian et al. 2024,
     arXiv:2402.14740, eq. 7).
     A response without a score takes no part in its group's statistics and has advantage 0. A group whose scores
-    are all the same has advantage 0 exactly: rounding of the mean is not signal.
+    are all the same has advantage 0 exactly, since the rounding of a mean is not signal; so has a single score.
     """
     if kind not in ("grpo", "dr_grpo", "rloo"):
         raise ValueError(f"there is no advantage {kind!r}; it is grpo, dr_grpo or rloo")
-    keep = scored.to(scores.dtype)
-    count = keep.sum(-1, keepdim=True).clamp(min=1)  # [P, 1]
-    mean = (scores.masked_fill(~scored, 0) * keep).sum(-1, keepdim=True) / count
-    centred = (scores - mean).masked_fill(~scored, 0)
-    signal = has_signal(scores, scored)[:, None]
+    scored = ~rewards.isnan()
+    count = scored.sum(-1, keepdim=True).clamp(min=1)  # [P, 1]
+    mean = rewards.nan_to_num().sum(-1, keepdim=True) / count
+    centred = (rewards - mean).masked_fill(~scored, 0)
+    signal = has_signal(rewards)[:, None]
     if kind == "grpo":
         std = (centred.square().sum(-1, keepdim=True) / count).sqrt()
         centred = centred / torch.where(signal, std, 1)

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class DpoTerms(NamedTuple):
-    """What DPO says about each pair; all [B]."""
+def sequence_logprob(logprobs: Tensor, mask: Tensor, length_normalised: bool) -> Tensor:
+    """[B] log pi(y|x): the sum over each row's masked tokens; length-normalised, their mean.
 
-    loss: Tensor
-    chosen_reward: Tensor  # implicit reward, beta (log pi - log pi_ref), detached
-    rejected_reward: Tensor
-    correct: Tensor  # 1.0 where the chosen reward is the larger; a tie is not correct
-
-
-def dpo_terms(
-    policy: Tensor, reference: Tensor, tokens: Tensor, *, beta: float, length_normalised: bool
-) -> DpoTerms:
-    """-log sigmoid(beta d_chosen - beta d_rejected) with d = log pi(y|x) - log pi_ref(y|x).
-
-    Rafailov et al. 2023 (arXiv:2305.18290), eq. 7; length-normalised, each d is divided by the response's
-    number of tokens: Tülu 3 (arXiv:2411.15124), eq. 6.
-
-    policy, reference: [2, B] sums of the response tokens' natural logprobs, row 0 chosen and row 1 rejected.
-    tokens: [2, B] number of response tokens, at least 1 each.
+    logprobs: [B, T] natural log. mask: [B, T], 1 on the response's tokens. A row without tokens has 0.
     """
-    difference = policy - reference.to(policy.dtype)  # [2, B]
-    if length_normalised:
-        difference = difference / tokens.to(policy.dtype)
-    rewards = beta * difference
-    chosen, rejected = rewards[0], rewards[1]
-    with torch.no_grad():
-        correct = (chosen > rejected).to(policy.dtype)
-    return DpoTerms(-F.logsigmoid(chosen - rejected), chosen.detach(), rejected.detach(), correct)
+    total = (logprobs * mask).sum(-1)
+    return total / mask.sum(-1).clamp(min=1) if length_normalised else total
+
+
+def dpo_losses(
+    chosen_B: Tensor, rejected_B: Tensor, reference_chosen_B: Tensor, reference_rejected_B: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """-log sigmoid(m) and m, both [B], with m = beta (log pi/pi_ref of chosen - log pi/pi_ref of rejected).
+
+    Rafailov et al. 2023 (arXiv:2305.18290), eq. 7. With all four from `sequence_logprob(..., length_normalised=True)`
+    it is length-normalised DPO: Tülu 3 (arXiv:2411.15124), eq. 6. The margin m is the difference of the implicit
+    rewards, detached; it is positive where the policy prefers the chosen response more than the reference does.
+    """
+    margin_B = beta * ((chosen_B - reference_chosen_B) - (rejected_B - reference_rejected_B))
+    return -F.logsigmoid(margin_B), margin_B.detach()

@@ -10,17 +10,17 @@ from torch import Tensor
 KlEstimator = Literal["k1", "k2", "k3"]
 
 
-def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: KlEstimator) -> Tensor:
+def kl_estimate(new: Tensor, reference: Tensor, estimator: KlEstimator) -> Tensor:
     """Per-token estimate of KL(policy || reference) for tokens that the policy sampled; any shape, same shape out.
 
-    With d = log pi - log pi_ref:  k1 = d (unbiased, high variance),  k2 = d^2 / 2 (biased, low variance),
-    k3 = exp(-d) - 1 + d (unbiased, never negative).
+    new, reference: natural logs. With d = log pi - log pi_ref (Schulman's -log r):  k1 = d (unbiased, high variance),
+    k2 = d^2 / 2 (biased, low variance),  k3 = exp(-d) - 1 + d (unbiased, never negative).
 
     As a term of a loss, only the estimate itself is differentiated: the gradient of k1 is then grad log pi, whose
     mean over the policy's own samples is zero, so k1 measures but does not hold the policy back; the gradient of
     k2 has the mean grad KL; that of k3 the mean grad KL(reference || policy).
     """
-    difference = logprobs - reference
+    difference = new - reference
     if estimator == "k1":
         return difference
     if estimator == "k2":

@@ -10,63 +10,37 @@ from torch import Tensor
 Aggregation = Literal["token", "sequence"]
 
 
-class PolicyTerms(NamedTuple):
+class Surrogate(NamedTuple):
     """Per-token terms, all [B, T]; nothing is masked yet."""
 
     loss: Tensor
-    ratio: Tensor  # pi(y_t) / pi_old(y_t), detached
     clipped: Tensor  # bool: the clip is active here, so this token has no gradient
+    ratio: Tensor  # pi(y_t) / pi_old(y_t), with its gradient
 
 
-def clipped_terms(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: tuple[float, float]
-) -> PolicyTerms:
-    """-min(rho A, clip(rho, 1 - low, 1 + high) A) with rho = pi / pi_old.
+def clipped_surrogate(new: Tensor, old: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Surrogate:
+    """-min(r A, clip(r, 1 - low, 1 + high) A) with r = pi / pi_old.
 
-    Schulman et al. 2017 (arXiv:1707.06347), eq. 7; with the two bounds apart, Yu et al. 2025 (arXiv:2503.14476).
-    logprobs [B, T] with gradient; old_logprobs [B, T] of the policy that sampled (or the trainer's own, recomputed
-    before the first update); advantages [B] or [B, T]; clip: (low, high).
+    Schulman et al. 2017 (arXiv:1707.06347), eq. 7; with the two bounds apart, Yu et al. 2025 (arXiv:2503.14476), eq. 8.
+    new: [B, T] log-probabilities with gradient. old: [B, T] those of the policy that sampled, a constant.
+    advantage: [B, 1] or [B, T]. Where both log-probabilities are 0 (masked positions) the ratio is 1 and all is finite.
     """
-    low, high = clip
-    if advantages.dim() == 1:
-        advantages = advantages[:, None]
-    advantages = advantages.to(logprobs.dtype)
-    ratio = torch.exp(logprobs - old_logprobs)
-    free = ratio * advantages
-    bounded = ratio.clamp(1 - low, 1 + high) * advantages
-    return PolicyTerms(-torch.minimum(free, bounded), ratio.detach(), (bounded < free).detach())
+    ratio = torch.exp(new - old.detach())
+    free = ratio * advantage
+    bounded = ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
+    return Surrogate(-torch.minimum(free, bounded), (bounded < free).detach(), ratio)
 
 
-def token_weights(mask: Tensor, aggregation: Aggregation, denominator: float) -> Tensor:
-    """[B, T] weights by which token losses are summed; mask [B, T] is 1 on the response tokens that count.
+def aggregation_weights(mask: Tensor, aggregation: Aggregation, tokens: float, responses: float) -> Tensor:
+    """[B, T] weights of the token losses; over all micro-batches and processes of a step they sum to 1.
 
-    token: mask / D with D the step's number of response tokens: the mean over tokens. sequence: mask / (length D)
-    with D the step's number of responses: the mean over responses of their token means. D is over all micro-batches
-    and processes, so that parts of a step add up to the step.
+    mask: [B, T], 1 on the response tokens that count. tokens, responses: how many the whole step has.
+    token: mask / tokens, the mean over tokens (DAPO, arXiv:2503.14476, eq. 8). sequence: mask / (row's tokens *
+    responses), the mean over responses of their token means (GRPO, arXiv:2402.03300, eq. 3). A row without tokens
+    has weight 0.
     """
     if aggregation == "token":
-        return mask / denominator
+        return mask / tokens
     if aggregation == "sequence":
-        return mask / (mask.sum(-1, keepdim=True).clamp(min=1) * denominator)
+        return mask / (mask.sum(-1, keepdim=True).clamp(min=1) * responses)
     raise ValueError(f"there is no aggregation {aggregation!r}; it is token or sequence")
-
-
-def policy_loss(
-    terms: PolicyTerms, mask: Tensor, weights: Tensor, kl: Tensor | None = None, kl_coefficient: float = 0.0
-) -> Tensor:
-    """Scalar sum of weights * (loss + kl_coefficient * kl); masked positions cannot leak, not even a NaN."""
-    losses = terms.loss if kl is None else terms.loss + kl_coefficient * kl
-    return (losses.masked_fill(~mask.bool(), 0) * weights).sum()
-
-
-def policy_metrics(terms: PolicyTerms, mask: Tensor) -> dict[str, Tensor]:
-    """Sums over the masked tokens, to be added over micro-batches and divided by `tokens`: clipped, ratio, and the
-    sum of k3 estimates of KL(old || new), r - 1 - log r."""
-    keep = mask.bool()
-    ratio = terms.ratio.masked_fill(~keep, 1)
-    return {
-        "tokens": keep.sum(),
-        "clipped": (terms.clipped & keep).sum(),
-        "ratio": ratio.sum() - (~keep).sum(),
-        "kl_old": (ratio - 1 - ratio.log()).sum(),
-    }
