@@ -90,8 +90,11 @@ class Run:
 
     # ------------------------------------------------------------ the queue
 
+    def _waiting(self) -> int:
+        return len(self.queue) + len(self.items) - self.next_item
+
     def _pending(self) -> bool:
-        return bool(self.queue) or self.next_item < len(self.items)
+        return self._waiting() > 0
 
     def _next_job(self) -> Job | None:
         """The next item that a worker must judge; what needs none is finished on the way."""
@@ -157,7 +160,8 @@ class Run:
         """Give every idle worker a batch, starting workers while there is more to do."""
         while True:
             ready = next((w for w in self.pool.workers if w.idle), None)
-            if ready is None and any(w.state is Started.STARTING for w in self.pool.workers):
+            starting = sum(w.state is Started.STARTING for w in self.pool.workers)
+            if ready is None and starting and starting >= self._waiting():
                 return
             job = self._next_job()
             if job is None:
@@ -189,8 +193,7 @@ class Run:
 
     def _batch(self, first: Job) -> list[Job]:
         seconds = self.pool.seconds.get(first.spec_id, BATCH_SECONDS / 4)
-        waiting = len(self.queue) + len(self.items) - self.next_item
-        share = 1 + waiting // (2 * self.pool.stats.workers)
+        share = 1 + self._waiting() // (2 * self.pool.stats.workers)
         most = max(1, min(BATCH_ITEMS, share, int(BATCH_SECONDS / max(seconds, 1e-6))))
         batch, size = [first], first.size
         while len(batch) < most and size < BATCH_BYTES:

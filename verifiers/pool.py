@@ -95,12 +95,12 @@ class VerifierPool:
         self._cache_size = cache_size
         self._inline: dict[str, Verifier | None] = {}
         self.seconds: dict[str, float] = {}  # running mean of an item's seconds, by spec
-        self._lock = threading.Lock()
         self._closed = False
         self._fresh()
 
     def _fresh(self) -> None:
         self._pid = os.getpid()
+        self._lock = threading.Lock()
         self.workers: list[WorkerProcess] = []
         # A worker dies with the *thread* that started it, so one thread that lives as long as the pool does it.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="verifier-pool")
@@ -132,11 +132,11 @@ class VerifierPool:
         be judged gets a verdict of status error. Takes at most about len(items) x timeout_s / workers.
         Safe to call from several threads, which then take turns.
         """
+        if self._pid != os.getpid():  # forked: the workers, and whoever holds the lock, are the parent's
+            self._fresh()
         with self._lock:
             if self._closed:
                 raise VerifierError("this VerifierPool is closed")
-            if self._pid != os.getpid():  # forked: the workers are the parent's
-                self._fresh()
             start = time.monotonic()
             try:
                 return Run(self, items, on_result).go()

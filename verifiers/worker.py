@@ -6,6 +6,7 @@ until an item needs more. It is killed, not asked, when an item takes too long.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -26,10 +27,8 @@ PR_SET_PDEATHSIG = 1
 
 def die_with_parent(parent: int) -> None:
     """SIGKILL for this process as soon as the process that started it is gone (Linux)."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # elsewhere the end of the pipe has to do
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    except (OSError, AttributeError):
-        pass  # elsewhere the end of the pipe has to do
     if os.getppid() != parent:
         os._exit(1)  # it was gone before we asked
 
