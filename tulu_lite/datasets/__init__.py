@@ -1,0 +1,1 @@
+"""From rows to token ids: sources, chat templates, prompts, conversations, pairs and batches. No torch."""

@@ -94,7 +94,7 @@ class StepSizes:
 
     def _sft(self, stage: SftStage) -> Size:
         self._check_length(stage.name, stage.max_length)
-        examples, report = load_conversations(stage, self.template, self.recipe)
+        examples, report = load_conversations(stage, self.template, seed=self.recipe.seed)
         tokens = sum(len(example.token_ids) for example in examples) * stage.epochs
         completions = len(examples) * stage.epochs
         updates = -(-len(examples) // stage.batch_size) * stage.epochs
@@ -105,8 +105,8 @@ class StepSizes:
         from_stage = [source for source in stage.data if source.stage]
         if from_stage:
             return self._dpo_from_stage(stage, from_stage[0])
-        pairs, report = load_pairs(stage, self.template, self.recipe, stage_rows=None)
-        tokens = sum(2 * len(p.prompt.token_ids) + len(p.chosen.token_ids) + len(p.rejected.token_ids) for p in pairs) * stage.epochs
+        pairs, report = load_pairs(stage, self.template, seed=self.recipe.seed, stage_rows=None)
+        tokens = report.tokens * stage.epochs
         return Size(len(pairs), 2 * len(pairs) * stage.epochs, tokens, False, -(-len(pairs) // stage.batch_size) * stage.epochs, tuple(report.notes()))
 
     def _dpo_from_stage(self, stage: DpoStage, source: DataSource) -> Size:
