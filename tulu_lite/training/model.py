@@ -1,0 +1,216 @@
+"""Models: loading them for training, their weights under checkpoint names, and the frozen reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
+
+from ..errors import TuluLiteError
+from ..recipe.training import LoraSettings
+from .logprobs import LogprobModel, token_logprobs
+from .sharding import gathered, whole
+
+PEFT_PREFIX = "base_model.model."
+
+
+def load_model(
+    name: str | Path,
+    device: torch.device | str,
+    *,
+    lora: LoraSettings | None = None,
+    gradient_checkpointing: bool = False,
+    revision: str | None = None,
+) -> LogprobModel:
+    """A causal language model in float32, in training mode, whose forward pass gives log-probabilities.
+
+    name: a folder in Hugging Face format with safetensors, or a hub id. All dropout of the model itself is off: the
+    trainer's policy must be the sampler's. With `lora` only adapters are trained. Raises TuluLiteError when it is
+    no such model, lacks weights, or treats its logits in a way that token_logprobs does not know.
+    """
+    model = _from_pretrained(str(name), revision)
+    model.to(device)
+    _without_dropout(model)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    _check_logprobs(model, str(name))
+    if lora is None:
+        return LogprobModel(model)
+    return LogprobModel(_with_adapters(model, lora, str(name)))
+
+
+def _from_pretrained(name: str, revision: str | None) -> Any:
+    cure = "name a folder in Hugging Face format (config.json and *.safetensors), or a hub id"
+    if not Path(name).exists() and name.startswith((".", "/", "~")):
+        raise TuluLiteError(f"there is no model folder {name}", cure=cure)
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    options["revision"] = revision or "main"
+    load: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        try:
+            model, report = load(name, attn_implementation="sdpa", **options)
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            model, report = load(name, attn_implementation="eager", **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise TuluLiteError(f"{name} is no causal language model that can be loaded", why=str(error).strip().split("\n")[0], cure=cure) from error
+    if missing := sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", ())):
+        raise TuluLiteError(
+            f"{name} lacks {len(missing)} of the model's weights, the first being {missing[0]}",
+            why="they would be trained from random values",
+            cure="check that config.json and the safetensors files belong together",
+        )
+    return model
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Attention reads its rate from an attribute of its own, so modules of class Dropout are not all there is."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+@torch.no_grad()
+def _check_logprobs(model: Any, name: str) -> None:
+    """On four tokens, our log-probabilities in training mode are those of the model's own forward pass in evaluation."""
+    if any(parameter.is_meta or hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return  # sharded from the start: it cannot run before the engine is there
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.tensor([[1, 2, 3, 5]], device=model.device) % vocabulary
+    ours = token_logprobs(LogprobModel(model), ids, torch.ones_like(ids), chunk_tokens=8)
+    model.eval()
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    model.train()
+    theirs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    if not torch.allclose(ours, theirs, atol=1e-3):
+        raise TuluLiteError(
+            f"{name}: a {type(model).__name__} treats its logits, or training mode, in a way that is not supported",
+            why=f"its own log-probabilities differ by {(ours - theirs).abs().max():.3g} from those that training would use",
+            cure="use a model of another architecture",
+        )
+
+
+def _with_adapters(model: Any, lora: LoraSettings, name: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        task_type="CAUSAL_LM",
+    )
+    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        linear = sorted({key.rsplit(".", 1)[-1] for key, module in model.named_modules() if isinstance(module, nn.Linear)})
+        raise TuluLiteError(f"lora.targets does not fit {name}: {error}", cure=f"its linear modules are {', '.join(linear)}") from error
+    layers = dict(_lora_layers(adapted))
+    embeddings = [key for key in layers if key.rsplit(".", 1)[-1] in ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out")]
+    if tied and embeddings:
+        raise TuluLiteError(
+            f"lora.targets names {embeddings[0]}, but {name} uses one matrix as embedding and as head",
+            why="an adapter on one of the two cannot be merged into a matrix that both use",
+            cure="take it out of lora.targets",
+        )
+    return adapted
+
+
+def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(module name, layer) of every adapted layer."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model or PeftModel inside DDP, DeepSpeed and LogprobModel."""
+    inner: Any = model
+    while not isinstance(inner, LogprobModel) and isinstance(getattr(inner, "module", None), nn.Module):
+        inner = inner.module
+    return inner.causal_lm if isinstance(inner, LogprobModel) else inner
+
+
+@torch.no_grad()
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(checkpoint name, tensor) of every weight, as save_pretrained would write them, tied copies left out.
+
+    Adapters are merged in one layer at a time: W + (alpha / rank) B A; the trained module is not changed. What is
+    not adapted is given as it is, not copied: use or copy each tensor before the next is asked for and before the
+    next optimiser step. Sharded weights are gathered one by one, so every process must run through the iterator.
+    """
+    inner: Any = unwrapped(model)
+    if hasattr(inner, "peft_config"):
+        base, prefix, layers = inner.get_base_model(), PEFT_PREFIX, dict(_lora_layers(inner))
+    else:
+        base, prefix, layers = inner, "", {}
+    tied = set(getattr(base, "all_tied_weights_keys", None) or {})
+    pending: dict[str, Tensor] = {}
+    converted = getattr(base, "_weight_conversions", None)
+    for key, value in inner.state_dict(keep_vars=True).items():
+        owner, _, leaf = key.rpartition(".")
+        layer = layers.get(owner.removesuffix(".base_layer"))
+        if "lora_" in key:
+            continue
+        name = f"{owner.removesuffix('.base_layer')}.{leaf}".removeprefix(prefix)
+        if name in tied:
+            continue
+        with _merged(value, layer if leaf == "weight" else None) as tensor:
+            if converted:  # such as experts held in one tensor: the conversion needs several at once
+                pending[name] = tensor.clone() if hasattr(value, "ds_id") else tensor
+            else:
+                yield name, tensor
+    if converted:
+        yield from revert_weight_conversion(base, pending).items()
+
+
+@contextmanager
+def _merged(value: Tensor, layer: Any = None) -> Iterator[Tensor]:
+    """The whole of a weight that may be sharded, with its layer's adapters (if any) merged in."""
+    factors = [] if layer is None else [p for n, p in layer.named_parameters() if "lora_" in n]
+    with gathered([value, *factors]):
+        tensor = value.detach()
+        if layer is not None:
+            for adapter in layer.active_adapters:
+                tensor = tensor + layer.get_delta_weight(adapter).to(tensor.dtype)
+        yield whole(tensor)
+
+
+def reference_of(
+    model: nn.Module, init_model: str | Path, device: torch.device | str, revision: str | None = None
+) -> Callable[[nn.Module], AbstractContextManager[nn.Module]]:
+    """The frozen model that training started from: `with reference(model) as frozen: token_logprobs(frozen, ...)`.
+
+    With adapters it is the model itself with its adapters off, and takes no memory; else a copy, loaded once. Use it
+    under torch.no_grad().
+    """
+    if hasattr(unwrapped(model), "peft_config"):
+        return _adapters_off
+    frozen = load_model(init_model, device, revision=revision).eval().requires_grad_(False)
+
+    @contextmanager
+    def copy(_: nn.Module) -> Iterator[nn.Module]:
+        yield frozen
+
+    return copy
+
+
+@contextmanager
+def _adapters_off(model: nn.Module) -> Iterator[nn.Module]:
+    inner: Any = unwrapped(model)
+    with inner.disable_adapter():
+        yield model
