@@ -8,6 +8,7 @@ from typing import Any
 
 from verifiers.base import Verdict, correct, incorrect
 from verifiers.errors import BadReference
+from verifiers.maths.extract import answer_part, last_boxes
 from verifiers.registry import verifier
 
 
@@ -36,15 +37,15 @@ def exact(response: str, reference: str, ignore_case: bool = False) -> Verdict:
     return correct(extracted=ours) if ours == theirs else incorrect("differs from the reference", ours)
 
 
-_LETTER = r"\(?([A-Z])\)?"
+_GAP = r"[ \t]{0,5}"  # bounded: several unbounded gaps in a row take cubic time on a run of spaces
 _ANSWER_IS = re.compile(
-    r"(?:answer|option|choice)\b[ \t]*(?:is|:|=)?[ \t]*(?:option\b|choice\b|:)?[ \t]*[*_$]{0,3}[ \t]*"
-    r"(?:\\boxed\{|\\text\{|\\boxed\{\\text\{)?\(?([A-Za-z])\)?(?![A-Za-z'])",
+    rf"(?:answer|option|choice)\b{_GAP}(?:is|:|=)?{_GAP}(?:option\b|choice\b|:)?{_GAP}[*_$]{{0,3}}{_GAP}"
+    rf"(?:\\text\{{)?\(?([A-Za-z])\)?(?![A-Za-z'])",
     re.IGNORECASE,
 )
-_BOX = re.compile(r"\\boxed\{[ \t]*(?:\\(?:text|textbf|mathrm|mathbf)\{)?[ \t]*\(?([A-Za-z])\)?[ \t.:}]")
-_ALONE = re.compile(r"^[\s*_]*\(?([A-Za-z])\)?[\s.):*_]*$")
-_LEADING = re.compile(r"^[\s*_]*\(?([A-Z])(?:\)|[.:](?=\s))[^\n]*$")
+_BOXED = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\(?([A-Za-z])\)?[ .:}]*")
+_ALONE = re.compile(r"[*_(]{0,4}([A-Za-z])[.):*_]{0,4}")
+_LEADING = re.compile(r"[*_]{0,4}\(?([A-Z])(?:\)|[.:](?=\s))")
 
 
 def check_letter(reference: Any) -> None:
@@ -60,7 +61,7 @@ def choice(response: str, reference: str) -> Verdict:
     """
     check_letter(reference)
     wanted = reference.strip(" ().").upper()
-    found, rest = _chosen(response)
+    found, rest = _chosen(answer_part(response))
     if found is None:
         return incorrect("no letter found")
     several = re.match(r"[^A-Za-z\n]*\b(?:or|and|/|,)\s*\(?([A-Z])\b", rest)
@@ -71,14 +72,15 @@ def choice(response: str, reference: str) -> Verdict:
 
 def _chosen(response: str) -> tuple[str | None, str]:
     """The letter a response settles on and the text after it."""
-    boxes = list(_BOX.finditer(response))
-    if boxes:
-        return boxes[-1].group(1).upper(), response[boxes[-1].end(1) :]
+    boxes = last_boxes(response)
+    if boxes is not None:
+        boxed = _BOXED.fullmatch(boxes[0].strip()) if len(boxes) == 1 else None
+        return (boxed.group(1).upper() if boxed else None), ""
     stated = list(_ANSWER_IS.finditer(response))
     # "the answer is a ..." is an article, "the answer is A" a letter
     stated = [m for m in stated if m.group(1).isupper() or not response[m.end() : m.end() + 2].strip(" .")]
     if stated:
         return stated[-1].group(1).upper(), response[stated[-1].end(1) :]
-    lines = [line for line in response.splitlines() if line.strip()]
-    alone = (_ALONE.match(lines[-1]) or _LEADING.match(lines[-1])) if lines else None
-    return (alone.group(1).upper(), "") if alone else (None, "")
+    line = response.strip().rpartition("\n")[2].strip()
+    found = _ALONE.fullmatch(line) or _LEADING.match(line)
+    return (found.group(1).upper(), line[found.end() :]) if found else (None, "")

@@ -83,7 +83,7 @@ def parse(text: str) -> Any | None:
 
 def _kept_all(text: str, parsed: Any) -> bool:
     """Whether every letter used as a symbol is still there: a parser that stops early loses the rest."""
-    bare = re.sub(r"\\(?:text|mathrm)\{[^{}]*\}|\\[A-Za-z]+|d[a-z](?![A-Za-z])", " ", text)
+    bare = re.sub(r"\\(?:text|mathrm|begin|end)\{[^{}]*\}|\\[A-Za-z]+|d[a-z](?![A-Za-z])", " ", text)
     letters = set(re.findall(r"[A-Za-z]", bare)) - set("eid")
     names = set("".join(re.findall(r"[A-Za-z]+", str(parsed))))
     digits = set(re.findall(r"\d", bare))

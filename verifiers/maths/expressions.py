@@ -189,7 +189,7 @@ class _Parser:
         token = self.peek()
         if len(token) > 1 and token.isdigit() and self.position and "\\" in "".join(self.tokens):
             raise Unreadable("an exponent of several digits without braces")  # TeX reads x^12 as x^1 2
-        return self.power(depth + 1) if token != "(" else self.atom(depth + 1)
+        return self.atom(depth + 1)
 
     def postfix(self, value: Node, depth: int) -> Node:
         while self.peek() == "!":

@@ -11,7 +11,7 @@ _BETWEEN = re.compile(
     r"(?:[\s$,;.*]|\\[()\[\],;: ]|\\q?quad|\band\b|\bor\b|\\(?:text|mbox) *\{ *,? *(?:and|or)? *\}){0,40}"
 )
 _PERCENT = re.compile(r"\s*(?:\$|\\\)|\\\])?\s*(?:\\?%|per ?cent|pct\b)", re.IGNORECASE)
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _ANSWER_IS = re.compile(
     r"(?:final\s+answer|the\s+answer|answer)\b\s*(?:is\b|:|=)?\s*(?:is\b)?\s*:?\s*[*_]*\s*", re.IGNORECASE
 )
@@ -22,8 +22,14 @@ _MATH = re.compile(
 
 def answer_part(response: str) -> str:
     """What stands in the last <answer>...</answer>, or the whole response without one."""
-    tags = _ANSWER_TAG.findall(response) if "<" in response else []
-    return tags[-1] if tags else response
+    start = end = -1
+    opened = -1
+    for tag in _ANSWER_TAG.finditer(response):
+        if not tag.group(1):
+            opened = tag.end()
+        elif opened >= 0:
+            start, end, opened = opened, tag.start(), -1
+    return response[start:end] if end >= 0 else response
 
 
 def last_boxes(text: str) -> list[str] | None:

@@ -12,6 +12,8 @@ from verifiers.maths.answers import Answer, TooComplex
 from verifiers.maths.numerals import Numeral
 from verifiers.registry import verifier
 
+MAX_PROMPT = 20_000  # characters of a question that is searched for the answer
+
 
 def gold_number(reference: Any) -> Numeral:
     """A data set's answer as a number: 72, "72", "1,080", "9 (apples)", a solution ending "#### 72".
@@ -137,11 +139,40 @@ def _judge(found: list[str] | None, why: str, sample: Sample) -> Verdict:
         given = answers.read(written)
         context = equality.Context(sample.prompt, algebra.same)
         # The same text is the same answer, whatever it means
-        if given.text == gold.text or equality.same(gold, given, context):
+        if given.text == gold.text:
+            return correct(extracted=written)
+        if equality.same(gold, given, context):
+            if _restates(gold, given, sample.prompt):
+                return incorrect("only restates an expression of the question", written)
             return correct(extracted=written)
     except (TooComplex, RecursionError) as fault:
         return incorrect(f"no readable answer: {fault}", written)
     return incorrect("another answer", written)
+
+
+def _restates(gold: Answer, given: Answer, prompt: str) -> bool:
+    """Whether the answer is copied from the question: "expand (x+1)^2" is not answered by (x+1)^2.
+
+    Numbers and words may stand in the question and still be its answer, and so may the gold written
+    another way: \\frac{\\pi}{4} for \\pi/4 has the same numbers and symbols.
+    """
+    if not prompt or len(prompt) > MAX_PROMPT or given.kind != "leaf":
+        return False
+    if numerals.parse(given.text) is not None or not re.search(r"[-+*/^\\]", given.text):
+        return False
+    if _atoms(gold.text) == _atoms(given.text):
+        return False
+    copied, question = (_unspaced(text) for text in (given.text, prompt))
+    return re.search(rf"(?<![A-Za-z0-9]){re.escape(copied)}(?![A-Za-z0-9])", question) is not None
+
+
+def _atoms(text: str) -> list[str]:
+    return sorted(re.findall(r"\d+|\\[A-Za-z]+|[A-Za-z]", text.replace("\\frac", "").replace("\\cdot", "")))
+
+
+def _unspaced(text: str) -> str:
+    text = re.sub(r"\\[dtc]frac", r"\\frac", re.sub(r"\\(?:left|right)(?![A-Za-z])", "", text))
+    return re.sub(r"[\s{}]|\\[,;!]", "", text)
 
 
 @verifier("boxed", check_reference=gold_answer, warm=warm)

@@ -276,10 +276,10 @@ _TOKEN = re.compile(
     re.ASCII,
 )
 _TEX_TOKEN = re.compile(
-    rf"(?P<sign>(?<![\w)\]}}])[+-] ?)?(?P<whole>\d+ *)?(?P<frac>{_FRAC.replace('(', '(?:').replace('(?:?:', '(?:')})",
+    rf"(?P<sign>(?<![\w)\]}}])[+-] ?)?(?P<whole>\d{{1,15}} *)?(?P<frac>{_FRAC.replace('(', '(?:').replace('(?:?:', '(?:')})",
     re.ASCII,
 )
-_OR_BEFORE = re.compile(r"\d\S*\s+or\s+\W*$")
+_OR_BEFORE = re.compile(r"\bor\s+\W*$|\d[ \t]+$|\d, ?\d+, ?$")  # "4 or 5", "4 5", "3, 4, 5"
 _COMMAND_BEFORE = re.compile(
     r"\\(?!(?:text\w*|mbox|mathbf|mathrm|boldsymbol|q?quad|Rightarrow|rightarrow|implies|therefore|to|left|approx)\b)"
     r"[A-Za-z]+\s*\{?\s*$"
