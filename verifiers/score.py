@@ -70,7 +70,9 @@ class Summary:
         mean = f"{self.total / self.scored:.4f}" if self.scored else "none"
         counts = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
         resumed = f" ({self.resumed} of them before)" if self.resumed else ""
-        judged = f"{self.rows} rows{resumed} in {self.seconds:.1f} s: mean score {mean} of {self.scored} scored"
+        judged = (
+            f"{self.rows} rows{resumed} in {self.seconds:.1f} s: mean score {mean} of {self.scored} scored"
+        )
         return f"{judged}; {counts}\n{self.out}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from verifiers import Sample, Status, build
 from verifiers.maths import judges
 

@@ -74,7 +74,15 @@ def nth_paragraph_first_word(text: str, num_paragraphs: int, nth_paragraph: int,
 
 
 def number_placeholders(text: str, num_placeholders: int) -> bool:
-    return len(re.findall(r"\[.*?\]", text)) >= num_placeholders
+    return sum(map(_bracketed, text.split("\n"))) >= num_placeholders
+
+
+def _bracketed(line: str) -> int:
+    """How often \\[.*?\\] matches in a line, in linear time."""
+    count = position = 0
+    while (start := line.find("[", position)) >= 0 and (end := line.find("]", start)) >= 0:
+        count, position = count + 1, end + 1
+    return count
 
 
 def postscript(text: str, postscript_marker: str) -> bool:
@@ -118,7 +126,12 @@ def json_format(text: str) -> bool:
 
 
 def title(text: str) -> bool:
-    return any(found.lstrip("<").rstrip(">").strip() for found in re.findall(r"<<[^\n]+>>", text))
+    """A line has <<...>> with something inside: <<[^\\n]+>> in linear time."""
+    for line in text.split("\n"):
+        start, end = line.find("<<"), line.rfind(">>")
+        if 0 <= start < end - 2 and line[start:end].lstrip("<").rstrip(">").strip():
+            return True
+    return False
 
 
 # ---------------------------------------------------------------- combination, start and end

@@ -81,7 +81,10 @@ _JOINED = re.compile(
 
 
 def tokens(text: str) -> list[str]:
-    """Words and punctuation marks as the Penn Treebank cuts them: "DON'T" is "DO" and "N'T"."""
+    """Words and punctuation marks as the Penn Treebank cuts them: "DON'T" is "DO" and "N'T".
+
+    A full stop before white space is always a token of its own (there, only at the end of a sentence).
+    """
     text = _PUNCTUATION.sub(lambda m: f" {m.group()} ", text)
     text = re.sub(r"([^.\s])\.(?=[\s'\"\u201d\u2019)\]}>]*(?:\s|$))", r"\1 . ", text)
     text = re.sub(r"(?<!\w)'(?=\w)|(?<=\w)'(?!\w)", " ' ", text)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from verifiers import BadReference, Sample, Status, build
 from verifiers.maths import algebra, expressions, extract, identity, numerals
 
@@ -68,13 +69,17 @@ def test_fractions_in_every_spelling(top: int, bottom: int) -> None:
         assert numeral.value == Fraction(top, bottom)
 
 
-@given(st.integers(-(10**9), 10**9), st.sampled_from(["It is {}.", "so {}", "= {}", "**{}**", "about 3 of them, thus {} cm.", "\n{}\n"]))
+@settings(deadline=None)
+@given(
+    st.integers(-(10**9), 10**9),
+    st.sampled_from(["It is {}.", "so {}", "= {}", "**{}**", "about 3 of them, thus {} cm.", "\n{}\n"]),
+)
 def test_the_last_number_is_found(value: int, sentence: str) -> None:
     assert build("number").verify(Sample(sentence.format(f"{value:,}"), value)).score == 1
     assert build("number").verify(Sample(sentence.format(f"{value:,}"), value + 1)).score == 0
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="0123456789.,-+/$%{}\\ ^_eEx()\u2212\u00bd\n", max_size=40))
 def test_no_text_breaks_the_readers(text: str) -> None:
     numerals.parse(text)
@@ -85,7 +90,7 @@ def test_no_text_breaks_the_readers(text: str) -> None:
         assert build(name).verify(Sample(text, 72)).status in (Status.CORRECT, Status.INCORRECT)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from([r"\boxed{", "}", "{", "5", r"\frac", "^", "=", ",", "(", ")", r"\sqrt", r"\pm", "x", "$", r"\text{", r"\cup"]),
                 max_size=14))  # fmt: skip
 def test_no_latex_breaks_math(parts: list[str]) -> None:
@@ -131,12 +136,12 @@ def test_differences(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5 5", r"\neg 5", "52_8", "f(x)", r"\int x", "5=5", "a,b", "(", "1+", "^2", r"\frac{1}", "x^2^3", "hello",
-                                  "5!x'", r"\unknown{5}", "((" * 100])  # fmt: skip
+                                  r"\unknown{5}", "((" * 100])  # fmt: skip
 def test_the_grammar_refuses_what_it_does_not_know(text: str) -> None:
-    expression = expressions.read(text)
-    assert expression is None or text == "5!x'"
+    assert expressions.read(text) is None
 
 
+@settings(deadline=None)
 @given(st.integers(-50, 50), st.integers(-50, 50), st.integers(-50, 50))
 def test_expanding_a_product_is_an_identity(a: int, b: int, c: int) -> None:
     assert _equal(f"(x+({a}))(x+({b}))+({c})", f"x^2+({a + b})x+({a * b + c})")
@@ -229,10 +234,15 @@ def test_gsm8k_takes_the_solution_as_gold() -> None:
     gold = "48/2 = <<48/2=24>>24\n48+24 = 72\n#### 72"
     built = build("gsm8k")
     built.check_reference(gold)
-    assert [built.verify(Sample(t, gold)).score for t in (gold, r"\boxed{72\text{ clips}}", "so 72.", r"\boxed{24}", "72 then 24")] == [1, 1, 1, 0, 0]
+    assert [
+        built.verify(Sample(t, gold)).score
+        for t in (gold, r"\boxed{72\text{ clips}}", "so 72.", r"\boxed{24}", "72 then 24")
+    ] == [1, 1, 1, 0, 0]
 
 
-@pytest.mark.parametrize("gold", ["", "  ", None, True, [72], r"\neg 5", r"\zzz", r"1 = \zzz", "x" * 5000, r"\boxed{}", "<<>>"])
+@pytest.mark.parametrize(
+    "gold", ["", "  ", None, True, [72], r"\neg 5", r"\zzz", r"1 = \zzz", "x" * 5000, r"\boxed{}", "<<>>"]
+)
 def test_a_gold_that_cannot_be_judged_is_refused_at_load(gold: object) -> None:
     with pytest.raises(BadReference):
         build("math").check_reference(gold)

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from verifiers import Sample, Status, Verdict, VerifierError, VerifierPool
-from verifiers import dispatch, process, protocol
+
+from verifiers import Sample, Status, Verdict, VerifierError, VerifierPool, dispatch, process, protocol
 
 FAULTS = """
 import os, re, signal, sys, time
@@ -38,7 +38,7 @@ def fault(response, reference):
     elif what == "memory":
         hoard = []
         while True:
-            hoard.append(bytearray(1 << 27))
+            hoard.append(bytearray(1 << 30))
     elif what == "print":
         print("garbage" * 1000); sys.stderr.write("x" * 100000); sys.stdout.flush()
         os.write(1, b"\\xff" * 100000)
@@ -178,12 +178,16 @@ def test_a_first_maths_item_does_not_pay_for_the_import() -> None:
     assert verdict.score == 1, verdict.reason
 
 
-def test_a_verifier_that_never_loads(pool: VerifierPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verifier_that_never_loads(
+    pool: VerifierPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dispatch, "LOAD_TIMEOUT_S", 0.5)
     (tmp_path / "never.py").write_text("import time\ntime.sleep(600)\n")
     (tmp_path / "dies.py").write_text("import os\nos._exit(9)\n")
     start = time.monotonic()
-    verdicts = pool.verify([(f"{tmp_path}/{f}.py:f", Sample(str(i))) for i in range(6) for f in ("never", "dies")])
+    verdicts = pool.verify(
+        [(f"{tmp_path}/{f}.py:f", Sample(str(i))) for i in range(6) for f in ("never", "dies")]
+    )
     assert time.monotonic() - start < 8
     assert {v.status for v in verdicts} == {Status.ERROR}
     assert "did not load within" in verdicts[0].reason
@@ -262,7 +266,9 @@ def test_a_callback_that_raises_leaves_a_usable_pool(pool: VerifierPool, faults:
     assert [v.score for v in run(pool, faults, ["ok", "no"])] == [1.0, 0.0]
 
 
-def test_several_threads_take_turns_and_ending_threads_kill_no_worker(pool: VerifierPool, faults: str) -> None:
+def test_several_threads_take_turns_and_ending_threads_kill_no_worker(
+    pool: VerifierPool, faults: str
+) -> None:
     results: dict[int, list[Verdict]] = {}
 
     def judge(number: int) -> None:
@@ -310,7 +316,9 @@ def test_workers_die_with_a_killed_parent(faults: str) -> None:
         print(*[w.pid for w in pool.workers], flush=True)
         pool.verify([({faults!r}, Sample("hang_in_c", "ok"))] * 2)
     """
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout is not None
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2
@@ -323,7 +331,13 @@ def test_workers_die_with_a_killed_parent(faults: str) -> None:
 
 
 def test_settings_are_checked() -> None:
-    for wrong in ({"workers": 0}, {"timeout_s": 0}, {"memory_mb": 1}, {"recycle_after": 0}, {"cache_size": -1}):
+    for wrong in (
+        {"workers": 0},
+        {"timeout_s": 0},
+        {"memory_mb": 1},
+        {"recycle_after": 0},
+        {"cache_size": -1},
+    ):
         with pytest.raises(VerifierError, match=next(iter(wrong))):
             VerifierPool(**wrong)  # type: ignore[arg-type]
 

@@ -8,8 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from verifiers import BadReference, NameTaken, Sample, SpecError, Status, UnknownVerifier, build, names, verifier
-from verifiers import registry
+
+from verifiers import (
+    BadReference,
+    NameTaken,
+    Sample,
+    SpecError,
+    Status,
+    UnknownVerifier,
+    build,
+    names,
+    registry,
+    verifier,
+)
 from verifiers.spec import portable
 
 MINE = '''
@@ -208,7 +219,12 @@ def test_all_of_takes_the_lowest() -> None:
 
 def test_weighted_mean() -> None:
     built = build({"weighted": [{"use": "no_commas", "weight": 3}, {"spec": STORY, "weight": 1}]})
-    assert [built.verify(Sample(t)).score for t in ("a story", "a, story", "a tale", "a, tale")] == [1, 0.25, 0.75, 0]
+    assert [built.verify(Sample(t)).score for t in ("a story", "a, story", "a tale", "a, tale")] == [
+        1,
+        0.25,
+        0.75,
+        0,
+    ]
 
 
 def test_weights_that_do_not_add_up_in_floats_still_give_full_marks() -> None:
@@ -259,7 +275,9 @@ def test_importing_the_package_is_lean() -> None:
         "import sys, verifiers, verifiers.worker\n"
         "print([m for m in ('torch', 'sympy', 'mpmath', 'math_verify', 'numpy', 'yaml', 'tulu_lite') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 

@@ -11,12 +11,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verifiers.base import MAX_REASON, Sample, Status, Verdict, as_verdict, correct, error, scored, strip_thinking
+from verifiers.base import (
+    MAX_REASON,
+    Sample,
+    Status,
+    Verdict,
+    as_verdict,
+    correct,
+    error,
+    scored,
+    strip_thinking,
+)
 
 
 @pytest.mark.parametrize(
     ("score", "status"),
-    [(1.0, "incorrect"), (0.0, "correct"), (0.5, "correct"), (None, "correct"), (0.0, "error"), (1.5, "partial"), (math.nan, "partial")],
+    [
+        (1.0, "incorrect"),
+        (0.0, "correct"),
+        (0.5, "correct"),
+        (None, "correct"),
+        (0.0, "error"),
+        (1.5, "partial"),
+        (math.nan, "partial"),
+    ],
 )
 def test_score_and_status_must_agree(score: float | None, status: str) -> None:
     with pytest.raises(ValueError, match="score"):
