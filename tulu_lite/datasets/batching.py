@@ -59,7 +59,7 @@ def pack_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def share_of_rank(indices: Sequence[Item], rank: int, world: int) -> list[Item]:
-    """Every world-th item, from the rank's on: disjoint over the ranks, complete, and of sizes that differ by one at most."""
+    """Every world-th item, from the rank's on: disjoint over the ranks, complete, and equal to within one."""
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world} processes")
     return list(indices[rank::world])

@@ -1,7 +1,7 @@
 """Conversations as token ids, by the tokenizer's chat template or one of ours, and which of them are learnt.
 
-The tokens of a prompt are always the first tokens of the conversation it begins, so that what is trained on is
-what is sampled from; `check` proves it for a template, and `conversation` for each row where it is in doubt.
+The tokens of a prompt are always the first tokens of the conversation it begins, so that what is trained on
+is what is sampled from; `check` proves it for a template, `conversation` for each row where it is in doubt.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .spans import Encoding, UnevenTokens, split_tokens
 from .templates import CHATML, TULU
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 _CHUNK = 1024  # texts tokenized at once: enough for the tokenizer's threads, little memory for offsets
 _PROBE = (
     {"role": "user", "content": "What is 2 plus 3?"},
@@ -32,26 +33,31 @@ Messages = Sequence[dict[str, str]]
 
 def load_tokenizer(model: str, revision: str | None = None) -> Any:
     """The model's tokenizer. Raises TuluLiteError when the folder or hub id has none."""
-    from transformers import AutoTokenizer
-
     if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
         raise TuluLiteError(
             f"there is no model folder {model}",
             cure="check `model`; relative paths are relative to the recipe file",
         )
+    if Path(model).is_dir() and not any(next(Path(model).glob(name), None) for name in _TOKENIZER_FILES):
+        raise TuluLiteError(
+            f"the model folder {model} has no tokenizer (no {', '.join(_TOKENIZER_FILES)})",
+            cure="copy the tokenizer's files of the original model into it",
+        )
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(model, revision=revision)
     except Exception as error:  # OSError, ValueError, KeyError and hub errors, by the kind of fault
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise TuluLiteError(
             f"cannot load a tokenizer from {model}: {reason}",
-            cure="`model` is a folder in Hugging Face format (with tokenizer.json) or a hub id; without network, "
-            "download it first and name the folder",
+            cure="`model` is a folder in Hugging Face format (with tokenizer.json) or a hub id; without "
+            "network, download it first and name the folder",
         ) from None
 
 
 class ChatTemplate:
-    """A jinja chat template with its tokenizer. Nothing here adds a second bos: the template alone writes it."""
+    """A jinja chat template with its tokenizer. The template alone writes bos, so it is never there twice."""
 
     def __init__(self, name: str, source: str, tokenizer: Any, model: str = "") -> None:
         """source: the jinja text. Raises TuluLiteError when the tokenizer has no end-of-sequence token."""
@@ -71,7 +77,7 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, name: str, tokenizer: Any, model: str) -> ChatTemplate:
-        """name: `model` (the tokenizer's own), `tulu`, `chatml` or a .jinja file; model: its folder or hub id."""
+        """name: `model` (the tokenizer's own), `tulu`, `chatml` or a .jinja file. model: folder or hub id."""
         return cls(name, _source(name, tokenizer, model), tokenizer, model)
 
     def prompt(self, messages: Messages) -> tuple[str, list[int]]:
@@ -87,7 +93,7 @@ class ChatTemplate:
         ]
 
     def conversation(self, messages: Messages) -> tuple[list[int], list[bool]]:
-        """Token ids, and which of them have a loss: each assistant turn's text and its end token, nothing else."""
+        """Token ids, and which have a loss: each assistant turn's text and its end token, nothing else."""
         return self.conversations([messages])[0]
 
     def conversations(
@@ -114,8 +120,8 @@ class ChatTemplate:
         """Prove the template on a small conversation of two turns; raises TuluLiteError saying what fails.
 
         Every assistant turn is in the loss and ends in an end token that is in the loss; the tokens of a
-        conversation do not change as it goes on; a prompt's tokens are those the conversation begins with, up to
-        the first learnt one.
+        conversation do not change as it goes on; a prompt's tokens are those the conversation begins with,
+        up to the first learnt one.
         """
         text, spans = self._spans(_PROBE, "")
         ids, mask = self.conversation(_PROBE)
@@ -123,8 +129,10 @@ class ChatTemplate:
         for turn, (first, last) in zip((1, 3), spans, strict=True):
             if _PROBE[turn]["content"] not in text[first:last]:
                 raise self._fault(
-                    f"its {{% generation %}} marks cover {text[first:last]!r}, not the assistant's {_PROBE[turn]['content']!r}",
-                    "put {% generation %} right before the assistant's content and {% endgeneration %} after its end token",
+                    f"its {{% generation %}} marks cover {text[first:last]!r}, not the assistant's "
+                    f"{_PROBE[turn]['content']!r}",
+                    "put {% generation %} right before the assistant's content and {% endgeneration %} "
+                    "after its end token",
                 )
         if len(starts) != 2:
             raise self._fault(
@@ -140,8 +148,9 @@ class ChatTemplate:
             prompt, prompt_ids = self.prompt(_PROBE[:turn])
             if prompt_ids != ids[:start]:
                 raise self._fault(
-                    f"the prompt that is sampled from ends {prompt[-40:]!r}, which is not where the assistant's learnt text begins "
-                    f"in a conversation ({text[max(0, spans[turn // 2][0] - 40) : spans[turn // 2][0]]!r})",
+                    f"the prompt that is sampled from ends {prompt[-40:]!r}, which is not where the "
+                    "assistant's learnt text begins in a conversation "
+                    f"({text[max(0, spans[turn // 2][0] - 40) : spans[turn // 2][0]]!r})",
                     "let add_generation_prompt write exactly what stands before the assistant's content",
                 )
 
@@ -171,19 +180,21 @@ class ChatTemplate:
             )
         except Exception as error:  # jinja's errors, and whatever an expression of the template raises
             raise TuluLiteError(
-                f"{where}the chat template `{self.name}` refuses a conversation of {', '.join(m['role'] for m in messages)}: {error}",
+                f"{where}the chat template `{self.name}` refuses a conversation of "
+                f"{', '.join(m['role'] for m in messages)}: {error}",
                 cure="mend the row (some templates take no system turn) or the template; " + _OURS,
             ) from None
         return made[0][0], made[1][0] if marks else []
 
     def _spans(self, messages: Messages, where: str) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and the characters of each assistant turn: by the template's marks, or else by rendering turn by turn."""
+        """The text, and each assistant turn's characters: by the template's marks, or else one by one."""
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if self._marked:
             text, spans = self._render(messages, where, marks=True)
             if len(spans) != len(answers):
                 raise self._fault(
-                    f"{where}it marks {len(spans)} stretches as generated in a conversation of {len(answers)} assistant turns",
+                    f"{where}it marks {len(spans)} stretches as generated in a conversation of "
+                    f"{len(answers)} assistant turns",
                     "put {% generation %} and {% endgeneration %} once around each assistant turn",
                 )
             return text, [(int(first), int(last)) for first, last in spans]
@@ -194,8 +205,10 @@ class ChatTemplate:
             after = text if i == len(messages) - 1 else self._render(messages[: i + 1], where)[0]
             if not (text.startswith(before) and text.startswith(after)):
                 raise self._fault(
-                    f"{where}turn {i + 1} is rendered differently by itself than in the whole conversation, so its tokens cannot be found",
-                    "write a template that renders each turn in the same way wherever it stands, or mark the assistant's text with {% generation %}",
+                    f"{where}turn {i + 1} is rendered differently by itself than in the whole "
+                    "conversation, so its tokens cannot be found",
+                    "write a template that renders each turn in the same way wherever it stands, or mark "
+                    "the assistant's text with {% generation %}",
                 )
             spans.append((len(before), len(after)))
         return text, spans
@@ -208,8 +221,10 @@ class ChatTemplate:
             ids, places = split_tokens(text, edges, encoding, self._ids_of, self._exact_text)
         except UnevenTokens as error:
             raise TuluLiteError(
-                f"{where}the tokens of the assistant's turn cannot be told from those around it, near {text[max(0, error.edge - 20) : error.edge + 20]!r}",
-                why="one token spans the boundary, and this tokenizer gives other text when the parts are tokenized by themselves",
+                f"{where}the tokens of the assistant's turn cannot be told from those around it, near "
+                f"{text[max(0, error.edge - 20) : error.edge + 20]!r}",
+                why="one token spans the boundary, and this tokenizer gives other text when the parts are "
+                "tokenized by themselves",
                 cure="remove white space at the start of the assistant's text, " + _OURS,
             ) from None
         mask = [False] * len(ids)
@@ -219,8 +234,10 @@ class ChatTemplate:
                 end = last
             if end < 0:
                 raise self._fault(
-                    f"{where}the assistant's turn has no end token after it, so the model would never learn to stop",
-                    "put {{ eos_token }} after the assistant's content, inside its {% generation %} marks where it has them",
+                    f"{where}the assistant's turn has no end token after it, so the model would never "
+                    "learn to stop",
+                    "put {{ eos_token }} after the assistant's content, inside its {% generation %} marks "
+                    "where it has them",
                 )
             mask[first : end + 1] = [True] * (end + 1 - first)
         return ids, mask
@@ -247,7 +264,7 @@ class ChatTemplate:
         return self.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _closing_token(self) -> int | None:
-        """The special token that this template writes after an assistant's text: not always the tokenizer's eos."""
+        """The special token that the template writes after an assistant's text: not always the eos."""
         text, _ = self._render(_PROBE[:2], "")
         _, found, rest = text.rpartition(_PROBE[1]["content"])
         ids = self._ids_of(rest.lstrip()) if found else []
@@ -271,7 +288,8 @@ def _source(name: str, tokenizer: Any, model: str) -> str:
     if name == "chatml":
         if "<|im_end|>" not in tokenizer.get_vocab():
             raise TuluLiteError(
-                f"the tokenizer of {model} has no token <|im_end|>, which `chat_template: chatml` ends a turn with",
+                f"the tokenizer of {model} has no token <|im_end|>, which `chat_template: chatml` ends a "
+                "turn with",
                 cure="use `chat_template: tulu`, which ends a turn with the tokenizer's own end token",
             )
         return ("{{ bos_token }}" if _wants_bos(tokenizer) else "") + CHATML
@@ -298,7 +316,7 @@ def _wants_bos(tokenizer: Any) -> bool:
 
 
 def _generation_end_ids(model: str, tokenizer: Any) -> list[int]:
-    """The eos ids of the model's generation_config.json, which may name more than the tokenizer does; [] without one."""
+    """The eos ids of the model's generation_config.json, which may name more than the tokenizer does."""
     path: str | None = str(Path(model) / "generation_config.json")
     if not Path(model).is_dir():
         path = _hub_file(model, "generation_config.json", tokenizer)
@@ -313,7 +331,7 @@ def _generation_end_ids(model: str, tokenizer: Any) -> list[int]:
 
 
 def _hub_file(model: str, name: str, tokenizer: Any) -> str | None:
-    """The file of a hub model, in the revision that the tokenizer came from; None when it has no such file."""
+    """The file of a hub model, in the tokenizer's revision; None when it has no such file."""
     if not model:
         return None
     from transformers.utils import cached_file

@@ -27,8 +27,8 @@ def load_conversations(
 ) -> tuple[list[Example], DataReport]:
     """The stage's rows as examples, in order, and what was dropped. seed: of the choice that `limit` makes.
 
-    Raises TuluLiteError naming the file and line of a row that is no conversation, or is too long where the stage
-    says so; and when no row is left.
+    Raises TuluLiteError naming the file and line of a row that is no conversation, or is too long where the
+    stage says so; and when no row is left.
     """
     rows = load_rows(stage.data, seed=seed)
     places = [row.where for row in rows]

@@ -22,7 +22,7 @@ from .turns import prompt_of_text, response_of_text
 
 @dataclass(frozen=True, slots=True)
 class PairExample:
-    """A pair to train on: token ids of the prompt [P] and of both responses [T], end token included if it was given."""
+    """A pair to train on: token ids of the prompt [P] and of both responses [T], with their end tokens."""
 
     prompt_ids: tuple[int, ...]
     chosen_ids: tuple[int, ...]
@@ -58,7 +58,7 @@ def load_pairs(
 
     Pairs of a preferences stage keep their token ids as they were sampled; rows of text go through the chat
     template. seed: of the choice that `limit` makes. stage_rows: the file of an earlier stage's pairs.
-    Raises TuluLiteError for rows that are no pairs, that are too long where the stage says so, and when none is left.
+    Raises TuluLiteError for a row that is no pair, or too long where the stage says so; and if none is left.
     """
     report = DataReport()
     kept: list[PairExample] = []
@@ -163,7 +163,8 @@ def _parse_pair(data: Any, where: str) -> PreferencePair:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)
         raise TuluLiteError(
             f"{where}: this is not a pair that a preferences stage wrote: {reason}",
-            cure="run the preferences stage again; for pairs of your own, name the file with `path:` and its columns",
+            cure="run the preferences stage again; for pairs of your own, name the file with `path:` and "
+            "its columns",
         ) from None
 
 

@@ -16,7 +16,7 @@ _MISSING = object()
 def render(template: str, row: Mapping[str, Any], where: str = "") -> str:
     """The template with each {column} replaced by the row's text; {{ and }} are literal braces.
 
-    A dotted path reaches into objects: {answer.text}. Text is inserted as it is, numbers as Python writes them.
+    A dotted path reaches into objects: {answer.text}. Text is inserted as it is, numbers in decimal.
     where: the row's place, such as "rows.jsonl:3", for errors.
     Raises TuluLiteError when a column is missing, empty of a value, or holds a list or an object.
     """

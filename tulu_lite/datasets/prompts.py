@@ -22,8 +22,8 @@ def load_prompts(
 ) -> list[Prompt]:
     """The sources' rows as prompts, in order. seed: of the choice that `limit` makes.
 
-    Raises TuluLiteError naming the file and line of a row with no prompt, verifier or reference column, or whose
-    prompt has more than max_prompt_tokens tokens (None: no limit).
+    Raises TuluLiteError naming the file and line of a row with no prompt, verifier or reference column, or
+    whose prompt has more than max_prompt_tokens tokens (None: no limit).
     """
     rows = load_rows(sources, seed=seed)
     turns = [prompt_turns(row) for row in rows]
@@ -33,12 +33,15 @@ def load_prompts(
     for row, messages, (text, token_ids) in zip(rows, turns, rendered, strict=True):
         if max_prompt_tokens is not None and len(token_ids) > max_prompt_tokens:
             raise TuluLiteError(
-                f"{row.where}: the prompt has {len(token_ids)} tokens, more than the {max_prompt_tokens} that leave room for a response",
-                cure="lower the stage's max_tokens, shorten or remove the row, or use a model of longer context",
+                f"{row.where}: the prompt has {len(token_ids)} tokens, more than the {max_prompt_tokens} "
+                "that leave room for a response",
+                cure="lower the stage's max_tokens, shorten or remove the row, or use a model of longer "
+                "context",
             )
         reference = require(
             row.data, row.entry.reference, row.where, "the verifier's reference",
-            "name the column in the data source: `reference: answer` (null in the row if the verifier needs none)",
+            "name the column in the data source: `reference: answer` (null in the row if the verifier "
+            "needs none)",
         )  # fmt: skip
         id = prompt_id(row.source, text, reference)
         seen[id] += 1
@@ -64,7 +67,7 @@ def prompt_id(source: str, text: str, reference: Any) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """The same text for equal values: sorted keys, no spaces; what is not JSON (dates of parquet files) as its str."""
+    """The same text for equal values: sorted keys, no spaces; what is not JSON as its str."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
@@ -74,6 +77,7 @@ def _verifier(row: Row) -> str:
         raise TuluLiteError(
             f"{row.where}: this row names no verifier, and its data source neither",
             why="without a verifier no response to it can be scored",
-            cure="write `verifier: math` (or another name) in the data source, or a `verifier` column in the rows",
+            cure="write `verifier: math` (or another name) in the data source, or a `verifier` column in "
+            "the rows",
         )
     return spec if isinstance(spec, str) else canonical_json(spec)

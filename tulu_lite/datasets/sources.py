@@ -102,7 +102,8 @@ def _read(entry: DataSource) -> list[Row]:
     for line, data in numbered:
         if not isinstance(data, dict):
             raise TuluLiteError(
-                f'{file}:{line}: a row is an object such as {{"prompt": "..."}}, but this one is {json.dumps(data, default=str)[:60]}',
+                f'{file}:{line}: a row is an object such as {{"prompt": "..."}}, but this one is '
+                f"{json.dumps(data, default=str)[:60]}",
                 cure="write one object with named fields for each row",
             )
         own = data.get("source")
@@ -134,7 +135,7 @@ def _read_file(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line counted from 1, data) of each line that is not blank. Raises OSError, and TuluLiteError for a broken line."""
+    """(line from 1, data) of each line that is not blank. Raises OSError; TuluLiteError for a broken line."""
     with path.open("rb") as file:
         for line, text in enumerate(file, start=1):
             if text.strip():
@@ -148,7 +149,8 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
     data = _parse_json(content, path, None)
     if not isinstance(data, list):
         raise TuluLiteError(
-            f"{path}: a .json data file holds a list of objects, but this one holds {'an object' if isinstance(data, dict) else 'something else'}",
+            f"{path}: a .json data file holds a list of objects, but this one holds "
+            f"{'an object' if isinstance(data, dict) else 'something else'}",
             cure="put the rows in a list [...], or name the file .jsonl if it has one object a line",
         )
     yield from enumerate(data, start=1)
@@ -203,6 +205,8 @@ def _read_hub(entry: DataSource) -> Iterator[tuple[int, Any]]:
     except Exception as error:  # datasets, huggingface_hub, requests and pyarrow errors of many kinds
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise TuluLiteError(
-            f"cannot load the hub data set {entry.hub} (config {entry.config}, split {entry.split}): {reason}",
-            cure="check the id, `config`, `split` and the network; or download the file and name it with `path:`",
+            f"cannot load the hub data set {entry.hub} (config {entry.config}, split {entry.split}): "
+            f"{reason}",
+            cure="check the id, `config`, `split` and the network; or download the file and name it with "
+            "`path:`",
         ) from None

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """A tokenized text. offsets: [T] (first, last) characters of each token, when the tokenizer tells them."""
+    """A tokenized text. offsets: [T] (first, last) characters of each token, if the tokenizer tells them."""
 
     ids: list[int]
     offsets: Sequence[tuple[int, int]] | None
@@ -33,7 +33,7 @@ def split_tokens(
 ) -> tuple[list[int], list[int]]:
     """(token ids, the number of tokens before each edge), such that no token spans an edge.
 
-    edges: ascending character positions. The ids are the encoding's own wherever they have a token boundary at
+    edges: ascending character positions. The ids are the encoding's own if they have a token boundary at
     every edge. Else (white space of an answer that melts into that of the prompt before it) the parts are
     tokenized by themselves, as at sampling, where the answer begins with a fresh token.
     Raises UnevenTokens when the parts' tokens spell another text than the whole's.

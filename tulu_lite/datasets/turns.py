@@ -69,7 +69,8 @@ def _explain_missing(row: Row) -> None:
         raise TuluLiteError(
             f"{row.where}: this row has neither {entry.messages!r} nor 'prompt'",
             why=f"its fields are {', '.join(map(str, row.data)) or 'none'}",
-            cure='say in the data source where the text is: `messages: conversation_column`, or `prompt: "{question}"` '
+            cure="say in the data source where the text is: `messages: conversation_column`, or "
+            '`prompt: "{question}"` '
             '(and `completion: "{answer}"` for sft)',
         )
 
@@ -87,7 +88,8 @@ def _checked(row: Row) -> list[Message]:
         if turns[0]["role"] == "system":
             raise TuluLiteError(
                 f"{where}: the row has a system turn of its own, and the data source adds one",
-                cure="remove `system` from the data source, or put the rows with system turns in a source of their own",
+                cure="remove `system` from the data source, or put the rows with system turns in a source "
+                "of their own",
             )
         turns = _system(row) + turns
     _check_order(turns, where)
