@@ -189,9 +189,9 @@ class RolloutClient:
         body = _request(prompt, sampling, asked, request_seed(sampling.seed, prompt.id, position))
         trouble: _Trouble | None = None
         while True:
-            state = await self._ready(None)
             try:
                 async with self._places.take(asked):
+                    state = await self._ready(None)
                     choices = parse_choices(await self._post(state, body, sampling), asked)
                 break
             except (aiohttp.ClientError, TimeoutError, ConnectionError, _ServerFault, Unfinished) as error:
@@ -199,7 +199,7 @@ class RolloutClient:
         rollouts = [self._decoded(rollout) for rollout in choices]
         return RolloutGroup(prompt, tuple(rollouts * sampling.n if greedy else rollouts))
 
-    async def _post(self, state: ServerState, body: bytes | dict[str, Any], sampling: Sampling) -> Any:
+    async def _post(self, state: ServerState, body: dict[str, Any], sampling: Sampling) -> Any:
         assert self._places is not None
         deadline = state.request_timeout_s * max(1.0, sampling.max_tokens / TOKENS_PER_TIMEOUT)
         deadline *= max(1.0, self._places.taken / state.max_num_seqs)
@@ -368,6 +368,7 @@ def _request(prompt: Prompt, sampling: Sampling, n: int, seed: int) -> dict[str,
         "max_tokens": sampling.max_tokens,
         "logprobs": 0,  # of the sampled token alone
         "detokenize": False,
+        "ignore_eos": True,  # what ends a response is said here, not in a config file
         "stop_token_ids": list(sampling.stop_token_ids),
     }
     if sampling.temperature > 0:

@@ -27,6 +27,11 @@ class Refused(ServerError):
         super().__init__(message)
         self.status = status
 
+    @property
+    def engine_died(self) -> bool:
+        """Whether the fault is the engine's death, not the request."""
+        return self.status >= 500 and "EngineCore encountered an issue" in self.what
+
 
 class Control:
     """Blocking calls to one server. deadlines in seconds."""

@@ -13,7 +13,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import safe_open
@@ -23,9 +23,11 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.platforms import current_platform
 
 from .digest import combined_digest, tensor_digest
-from .held import HeldWeights
+from .head_sizes import allow_any_head_size
+from .held import HeldWeights, tied_layers
 from .launch import BACKEND
 from .process import die_with_parent
 
@@ -38,6 +40,8 @@ def _die_with_the_api_server() -> None:
 
 
 _die_with_the_api_server()
+if current_platform.is_cpu():
+    allow_any_head_size()
 
 
 @dataclass
@@ -60,7 +64,7 @@ class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
 
     init_info_cls = FilesInit
     update_info_cls = FilesUpdate
-    report: dict[str, Any] = {}  # of the last update
+    report: ClassVar[dict[str, Any]] = {}  # of the last update
 
     def init_transfer_engine(self, init_info: FilesInit) -> None:
         return None
@@ -69,6 +73,7 @@ class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         FilesEngine.report = {}
+        self._tied = tied_layers(self.model)
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -77,13 +82,16 @@ class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: FilesUpdate) -> None:
-        self._held = HeldWeights(self.model, self.model_config.dtype, self._sharded())
+        model: Any = self.model
+        dtype = self.model_config.dtype
+        assert isinstance(dtype, torch.dtype)  # vLLM has resolved "auto" by now
+        self._held = HeldWeights(model, dtype, self._tied, self._sharded())
         digests: dict[str, str] = {}
-        self.model.load_weights(self._read(update_info, digests))
-        received = combined_digest(digests)
-        if update_info.digest not in (None, received):
+        model.load_weights(self._read(update_info, digests))
+        received = "" if update_info.digest is None else combined_digest(digests)
+        if received and received != update_info.digest:
             raise ValueError(f"weights arrived with digest {received}, sent was {update_info.digest}")
-        if missing := _incomplete_layers(self.model):
+        if missing := _incomplete_layers(model, self._tied):
             raise ValueError(f"layers that did not get all of their weights: {', '.join(missing[:8])}")
         FilesEngine.report = {"digest": received, "tensors": len(digests)}
 
@@ -91,11 +99,19 @@ class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        self._repack_tied_layers()
         wrong, checked, unchecked = self._held.compare()
         if wrong:
             raise ValueError(f"layers that hold something else than what was sent: {', '.join(wrong[:8])}")
         FilesEngine.report |= {"checked": checked, "unchecked": unchecked}
         del self._held
+
+    def _repack_tied_layers(self) -> None:
+        """A tied layer gets nothing to load, so vLLM leaves its CPU kernel the packed copy of the former weights."""
+        for name, layer in self.model.named_modules():
+            if name in self._tied and hasattr(layer, "cpu_linear"):
+                method: Any = layer.quant_method
+                method.process_weights_after_loading(layer)
 
     def shutdown(self) -> None:
         return None
@@ -107,17 +123,15 @@ class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
     def _read(self, update: FilesUpdate, digests: dict[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
         for path in update.files:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():
+                for name in file.keys():  # noqa: SIM118 - a safe_open file is no dict
                     tensor = file.get_tensor(name)
-                    if update.digest is not None:
-                        digests[name] = tensor_digest(tensor)
-                    else:
-                        digests[name] = ""
+                    digests[name] = "" if update.digest is None else tensor_digest(tensor)
+                    tensor = tensor.to(self.device)
                     self._held.expect(name, tensor)
                     yield name, tensor
 
 
-def _incomplete_layers(model: torch.nn.Module) -> list[str]:
+def _incomplete_layers(model: torch.nn.Module, tied: dict[str, str]) -> list[str]:
     """Names of layers that were given none or only a part of their elements since start_weight_update."""
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
@@ -126,7 +140,12 @@ def _incomplete_layers(model: torch.nn.Module) -> list[str]:
     for name, layer in model.named_modules():
         info = get_layerwise_info(layer)
         weights = {key for key, value in layer._parameters.items() if value is not None}
-        if not info.can_load() or not weights or info.load_numel >= (info.load_numel_total or 0):
+        if (
+            name in tied
+            or not info.can_load()
+            or not weights
+            or info.load_numel >= (info.load_numel_total or 0)
+        ):
             continue
         # Only linear layers are known to have no padding; of any other, none at all is what can be told.
         if info.load_numel == 0 or (isinstance(layer, LinearBase) and weights == {"weight"}):

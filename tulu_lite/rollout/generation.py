@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from .state import last_progress, update_until
 
 STOP_S = 10.0  # for the warden to end its group in good order
 LOG_LINES = 15
+_NOISE = re.compile(r"nanobind: | - leaked | - \.\.\. skipped|See https://nanobind")  # what libraries say at exit
 
 
 class PortTaken(ServerError):
@@ -124,7 +126,8 @@ class Generation:
     def _log_text(self) -> str:
         with self.log.open("rb") as file:
             file.seek(self._log_start)
-            return file.read()[-200_000:].decode(errors="replace")
+            text = file.read()[-200_000:].decode(errors="replace")
+        return "\n".join(line for line in text.splitlines() if not _NOISE.match(line))
 
     def log_tail(self) -> str:
         return "\n".join(f"    {line}" for line in self._log_text().rstrip().splitlines()[-LOG_LINES:])
@@ -135,10 +138,8 @@ class Generation:
             self._canary.stop()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                pass
         end_group(self.process.pid, grace_s=0.0)
         self.process.wait(STOP_S)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -187,12 +188,10 @@ class Canary:
 
 
 def _told(log: str) -> str:
-    """The most telling line of a log, as part of a sentence."""
-    pattern = re.compile(r"\b((?:[A-Z]\w*(?:Error|Exception|Exit)|Killed|ValidationError)\b.*)")
+    """The most telling line of a log, as the end of a sentence: the last error that is not about another error."""
+    pattern = re.compile(r"\b([A-Z]\w*(?:Error|Exception|Exit)\b: .+|error: .+)")
     lines = [found.group(1) for line in log.splitlines() if (found := pattern.search(line))]
-    lines = [
-        line for line in lines if "See root cause" not in line and "Engine core initialization" not in line
-    ]
+    lines = [line for line in lines if "See root cause above" not in line]
     return f": {lines[-1][:300]}" if lines else ""
 
 

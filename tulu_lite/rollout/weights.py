@@ -6,21 +6,21 @@ and a server that has to start again finds them there. torch is imported only wh
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ServerError, TuluLiteError
 from .checkpoint import Shapes, checkpoint_files, checkpoint_shapes, config_differences, write_safetensors
 from .client import RolloutClient
+from .control import NoAnswer, Refused
 from .digest import combined_digest, tensor_digest
 from .server import request_restart
-from .state import Push, ServerState, read_push, send_request, update_under_way, write_push
+from .state import Push, ServerState, send_request, update_under_way, write_push
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,7 @@ def push_weights(
     named_tensors: every weight of the model under its checkpoint name, on any device, e.g. model.named_parameters()
         (tied copies may be left out or given). An iterator that gathers shards one by one is consumed one by one.
     version: a number that every token sampled from now on carries.
+    One process of the trainer calls this (where gathering is a collective, the others iterate beside it).
     Raises TuluLiteError when names or shapes are not the served model's: the server is as before. Raises ServerError
     when the update fails on its way: the server is then started anew with the weights it had before.
     """
@@ -137,31 +138,64 @@ def serve_model(
     raise ServerError(f"the rollout server did not serve {model} in time", client.state().reason)
 
 
-def _update(client: RolloutClient, folder: Path, push: Push) -> dict:
-    """The update itself. On any fault the server is marked for restart; last_push.json then still names the old."""
-    state = client.wait_ready()
-    # Each of its steps has its own deadline within this one.
-    with update_under_way(folder, 8 * state.control_timeout_s):
+def _update(client: RolloutClient, folder: Path, push: Push) -> dict[str, Any]:
+    """The update itself; once more on a new server when the server died of itself on the way.
+
+    On any fault the server is marked for restart; last_push.json then still names the weights before.
+    """
+    try:
+        return _update_once(client, folder, push)
+    except ServerError as error:
+        cause = error.__cause__
+        died = (isinstance(cause, NoAnswer) and not cause.timed_out) or (
+            isinstance(cause, Refused) and cause.engine_died
+        )
+        if not died and not isinstance(error, _LostInRestart):
+            raise
+    return _update_once(client, folder, push)
+
+
+class _LostInRestart(ServerError):
+    """The server restarted just after the update and holds the weights before it."""
+
+
+def _update_once(client: RolloutClient, folder: Path, push: Push) -> dict[str, Any]:
+    limit = 8 * client.wait_ready().control_timeout_s  # each step has its own deadline within
+    with update_under_way(folder, limit):
+        state = client.wait_ready()  # another update may have gone before
         try:
             report = client.control().load(push.files, push.digest, push.version, state.weight_update)
         except BaseException as error:
             request_restart(folder, state.generation, f"weight update {push.version} failed: {error}")
+            _await_restart(client, state.generation)
             if isinstance(error, ServerError):
                 raise ServerError(
                     f"weight update {push.version} failed: {error.what}",
                     error.why,
-                    "the server starts anew with its former weights; its log (log.txt beside server.json) says more",
+                    "the server starts anew with its former weights; log.txt beside server.json says more",
                 ) from error
             raise
         write_push(folder, push)
-    # A server that died after the update and was started anew before last_push.json was written has the old weights.
-    # The owner says `restarting` before it reads that file, so a state that is unchanged now is proof.
+    # A server that died after the update and restarted before last_push.json was written has the old weights. The
+    # owner says `restarting` before it reads that file, so a state that has not changed is proof.
     now = client.state()
     if now.generation != state.generation or now.state != "ready":
         now = client.wait_ready()
         if now.weight_version != push.version:
-            raise ServerError(f"the rollout server restarted during weight update {push.version} and lost it")
+            raise _LostInRestart(
+                f"the rollout server restarted during weight update {push.version} and lost it"
+            )
     return report
+
+
+def _await_restart(client: RolloutClient, generation: int) -> None:
+    """Let the owner see the request for a restart, so that nobody samples from the engine as it is now."""
+    deadline = time.monotonic() + 10.0
+    while time.monotonic() < deadline:
+        now = client.state()
+        if now.state != "ready" or now.generation != generation:
+            return
+        time.sleep(0.05)
 
 
 def _write(
