@@ -27,7 +27,9 @@ from .state import last_progress, update_until
 
 STOP_S = 10.0  # for the warden to end its group in good order
 LOG_LINES = 15
-_NOISE = re.compile(r"nanobind: | - leaked | - \.\.\. skipped|See https://nanobind")  # what libraries say at exit
+_NOISE = re.compile(
+    r"nanobind: | - leaked | - \.\.\. skipped|See https://nanobind"
+)  # what libraries say at exit
 
 
 class PortTaken(ServerError):

@@ -1,0 +1,105 @@
+"""Processes and folders that do not outlive their owner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tulu_lite.files import write_json
+from tulu_lite.rollout.process import (
+    PREFIX,
+    end_group,
+    group_members,
+    is_alive,
+    private_folder,
+    shared_memory_of,
+    start_time,
+    sweep_folders,
+)
+
+ROOT = Path(__file__).parents[3]
+
+
+def wait_for(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def python(code, **options):
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **options)
+
+
+def test_child_dies_with_its_parent_however_the_parent_dies(tmp_path):
+    child = "import signal, time\nfrom tulu_lite.rollout.process import die_with_parent\ndie_with_parent(signal.SIGKILL)\ntime.sleep(60)"
+    parent = python(
+        f"import subprocess, sys, time\np = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid) + '\\n')\ntime.sleep(60)"
+    )
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"))
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(lambda: b"die_with_parent" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    time.sleep(0.5)  # until it has asked the kernel
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not is_alive(pid))
+
+
+def test_child_whose_parent_is_gone_already_ends_at_once():
+    code = "import signal\nfrom tulu_lite.rollout.process import die_with_parent\ndie_with_parent(signal.SIGKILL, 1)\nprint('still here')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=30)
+    assert done.stdout == b""
+
+
+def test_end_group_kills_what_ignores_sigterm_and_removes_its_shared_memory():
+    name = Path(f"/dev/shm/test-{os.getpid()}")
+    code = (
+        "import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"f = open({str(name)!r}, 'w+')\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\nprint('up', flush=True)\ntime.sleep(60)"
+    )
+    leader = python(code, start_new_session=True, stdout=subprocess.PIPE)
+    assert leader.stdout.readline() == b"up\n"
+    members = group_members(leader.pid)
+    assert len(members) == 2
+    assert shared_memory_of(members) == {name}
+    end_group(leader.pid, grace_s=0.3)
+    leader.wait(5)
+    assert leader.returncode == -signal.SIGKILL
+    assert not group_members(leader.pid)
+    assert not name.exists()
+
+
+def test_sweep_takes_folders_of_dead_owners_only(tmp_path):
+    mine = private_folder(tmp_path)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    folders = {}
+    for name, owner in {
+        "dead": {"pid": dead.pid, "started": 5},
+        "reused": {"pid": os.getpid(), "started": 5},  # our pid, another process's start time
+        "alive": {"pid": os.getpid(), "started": start_time(os.getpid())},
+    }.items():
+        folders[name] = tmp_path / f"{PREFIX}{name}"
+        folders[name].mkdir()
+        write_json(folders[name] / "owner.json", owner)
+    (tmp_path / f"{PREFIX}being-made").mkdir()
+    other = tmp_path / "another-program"
+    other.mkdir()
+    assert sorted(sweep_folders(tmp_path)) == sorted([folders["dead"], folders["reused"]])
+    assert mine.exists()
+    assert folders["alive"].exists()
+    assert other.exists()
+    assert (tmp_path / f"{PREFIX}being-made").exists()
+    assert mine.stat().st_mode & 0o077 == 0
+
+
+def test_zombie_is_not_alive():
+    child = subprocess.Popen(["true"])
+    wait_for(lambda: not is_alive(child.pid))
+    child.wait()
