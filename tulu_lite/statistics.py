@@ -65,7 +65,7 @@ def difference(after_SN: Sequence[Sequence[float]], before_SN: Sequence[Sequence
     drawn = np.random.default_rng(0)
     means = np.empty(RESAMPLES)
     for i in range(RESAMPLES):
-        prompts = drawn.integers(0, after.shape[1], after.shape[1])
+        prompts = _draw_prompts(after.shape[1], drawn)
         means[i] = _draw(after, prompts, drawn) - _draw(before, prompts, drawn)
     low, high = _interval(means)
     return Estimate(float(after.mean() - before.mean()), low, high, after.shape[1])
@@ -81,7 +81,11 @@ def pass_at_k(correct: int, n: int, k: int) -> float:
 
 def _resampled_means(array_SN: np.ndarray) -> np.ndarray:
     drawn = np.random.default_rng(0)
-    return np.array([_draw(array_SN, drawn.integers(0, array_SN.shape[1], array_SN.shape[1]), drawn) for _ in range(RESAMPLES)])
+    return np.array([_draw(array_SN, _draw_prompts(array_SN.shape[1], drawn), drawn) for _ in range(RESAMPLES)])
+
+
+def _draw_prompts(n: int, drawn: np.random.Generator) -> np.ndarray:
+    return drawn.integers(0, n, size=(n,))
 
 
 def _draw(array_SN: np.ndarray, prompts: np.ndarray, drawn: np.random.Generator) -> float:

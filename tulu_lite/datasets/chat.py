@@ -31,6 +31,23 @@ _OURS = "or use `chat_template: tulu`"
 Messages = Sequence[dict[str, str]]
 
 
+def _tokenizer_class(model: str) -> Any:
+    """AutoTokenizer loads torch, which takes seconds. Where the folder says that its tokenizer is just what is in
+    tokenizer.json, the class that AutoTokenizer would choose is loaded at once."""
+    try:
+        config = json.loads((Path(model) / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
+    plain = config.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    if plain and (Path(model) / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
 def load_tokenizer(model: str, revision: str | None = None) -> Any:
     """The model's tokenizer. Raises TuluLiteError when the folder or hub id has none."""
     if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
@@ -43,10 +60,8 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
             f"the model folder {model} has no tokenizer (no {', '.join(_TOKENIZER_FILES)})",
             cure="copy the tokenizer's files of the original model into it",
         )
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(model, revision=revision)
+        return _tokenizer_class(model).from_pretrained(model, revision=revision)
     except Exception as error:  # OSError, ValueError, KeyError and hub errors, by the kind of fault
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise TuluLiteError(

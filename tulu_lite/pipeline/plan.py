@@ -33,24 +33,21 @@ def make_plan(recipe: Recipe, *, sizes: bool = True) -> list[PlannedStep]:
     measure = StepSizes(recipe, ledger)
     planned: list[PlannedStep] = []
     for step in steps:
-        state, reason = _state(step, planned, ledger)
+        state, reason = _state(step, ledger)
         size = measure(step) if sizes and step.kind != "select" else None
         planned.append(PlannedStep(step, state, reason, size))
     return planned
 
 
-def _state(step: Step, before: list[PlannedStep], ledger: Ledger) -> tuple[str, str]:
+def _state(step: Step, ledger: Ledger) -> tuple[str, str]:
     if step.done:
         return "done", "result is there"
-    waiting_for = [planned.step.id for planned in before if planned.step.id in step.inputs and planned.state != "done"]
     saves = sorted((step.folder / "checkpoints").glob("step-*")) if step.folder.exists() else []
     if step.folder.exists():
         return "resume", f"was begun; goes on from {saves[-1].name}" if saves else "was begun; starts over, nothing was saved"
     old = ledger.last_identity(step.id, step.key)
     if old is not None:
         return "run", "changed: " + "; ".join(_changes(old, step.identity)[:4])
-    if waiting_for:
-        return "run", f"new; after {', '.join(waiting_for)}"
     return "run", "new"
 
 

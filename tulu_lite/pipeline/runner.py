@@ -100,7 +100,7 @@ class Runner:
         soon = later[:2]
         if self.server is None and any(other.samples for other in soon):
             model = step.model if step.samples and step.model != "base" else None
-            folder = model_path(self.steps, self.recipe, model) if model else local_model(self.recipe)
+            folder = Path(model_path(self.steps, self.recipe, model)) if model else local_model(self.recipe)
             server_dir = Path(self.recipe.output) / "server"
             self.server = RolloutServer(self.recipe.server, folder, server_dir, server_dir / "log.txt")
             self.server.start()

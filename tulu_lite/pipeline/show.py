@@ -88,31 +88,33 @@ def headline(step: Step, summary: dict[str, Any]) -> str:
 
 
 def plan_table(recipe: Recipe, plan: list[PlannedStep]) -> Table:
-    """Each step with its state, why, and its size."""
+    """Each step with its size, its state and why. `≤` where lengths are known only once sampled."""
     table = Table(title=f"{recipe.name}: {recipe.output}", title_justify="left", pad_edge=False)
-    for name, options in (
-        ("step", {}),
-        ("kind", {}),
-        ("from", {}),
-        ("prompts", {"justify": "right"}),
-        ("completions", {"justify": "right"}),
-        ("tokens", {"justify": "right"}),
-        ("updates", {"justify": "right"}),
-        ("state", {}),
-        ("why", {"overflow": "fold"}),
-    ):
-        table.add_column(name, **options)  # type: ignore[arg-type]
+    table.add_column("step", no_wrap=True)
+    table.add_column("what", no_wrap=True)
+    for name in ("prompts", "completions", "tokens", "updates"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", overflow="fold")
     colours = {"done": "green", "resume": "yellow", "run": "cyan"}
     for planned in plan:
-        size = planned.size
-        most = "≤ " if size is not None and size.at_most else ""
-        numbers = [f"{size.prompts:,}", f"{size.completions:,}", f"{most}{size.tokens:,}", f"{size.updates:,}" if size.updates else ""] if size else [""] * 4
-        kind = "choose seed" if planned.step.kind == "select" else planned.step.kind
-        table.add_row(
-            planned.step.id, kind, planned.step.model if planned.step.kind != "select" else "its seeds", *numbers,
-            f"[{colours[planned.state]}]{planned.state}[/]", escape(planned.reason),
-        )  # fmt: skip
+        step, size = planned.step, planned.size
+        what = "choose the seed" if step.kind == "select" else f"{step.kind} < {step.model}"
+        numbers = ["", "", "", ""]
+        if size is not None:
+            most = "≤" if size.at_most else ""
+            numbers = [short_number(size.prompts), short_number(size.completions), most + short_number(size.tokens)]
+            numbers.append(short_number(size.updates) if size.updates else "")
+        colour = colours[planned.state]
+        table.add_row(step.id, what, *numbers, f"[{colour}]{planned.state}[/]: {escape(planned.reason)}")
     return table
+
+
+def short_number(value: int) -> str:
+    """1536 -> 1,536; 926640 -> 927k; 1234567890 -> 1.23G"""
+    for unit, scale in (("T", 10**12), ("G", 10**9), ("M", 10**6)):
+        if value >= scale:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value // 1000}k" if value >= 100_000 else f"{value:,}"
 
 
 def plan_notes(plan: list[PlannedStep]) -> list[str]:

@@ -15,6 +15,7 @@ from ..judging import check_references
 from ..records import Prompt
 from ..recipe import DataSource, DpoStage, EvaluateStage, PreferencesStage, Recipe, RlvrStage, SftStage
 from .ledger import Ledger
+from .models import model_config
 from .steps import Step
 
 
@@ -30,20 +31,18 @@ class Size:
     notes: tuple[str, ...] = ()
 
 
-def context_length(recipe: Recipe) -> int | None:
-    """The model's longest sequence in tokens, as its config says; None when it says nothing."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(recipe.model, revision=recipe.revision)
-    except Exception as error:  # transformers raises OSError, ValueError and hub errors of many kinds
+def context_length(recipe: Recipe) -> int:
+    """Tokens of the longest sequence: what the model's config says, or the server's max_model_len if that is less."""
+    config = model_config(recipe)
+    config = config.get("text_config", config)
+    limits = [config.get("max_position_embeddings"), recipe.server.max_model_len]
+    known = [limit for limit in limits if limit]
+    if not known:
         raise TuluLiteError(
-            f"cannot read the config of the model {recipe.model}: {str(error).splitlines()[0]}",
-            cure="`model` is a folder in Hugging Face format or a hub id; without network, download it first and name the folder",
-        ) from None
-    length = getattr(config, "max_position_embeddings", None)
-    limits = [value for value in (length, recipe.server.max_model_len) if value]
-    return min(limits) if limits else None
+            f"the config of {recipe.model} names no max_position_embeddings, so the longest sequence is unknown",
+            cure="set server.max_model_len",
+        )
+    return min(known)
 
 
 class StepSizes:
@@ -74,7 +73,7 @@ class StepSizes:
         return template
 
     @cached_property
-    def context(self) -> int | None:
+    def context(self) -> int:
         return context_length(self.recipe)
 
     def _measure(self, step: Step) -> Size:
@@ -144,20 +143,18 @@ class StepSizes:
 
     def _prompts(self, stage: str, field: str, sources: tuple[DataSource, ...], max_tokens: int) -> list[Prompt]:
         """The stage's prompts, with the references checked by their verifiers and the lengths against the context."""
-        limit = None
-        if self.context is not None:
-            limit = self.context - max_tokens
-            if limit < 1:
-                raise TuluLiteError(
-                    f"stage {stage}: max_tokens {max_tokens} leaves no room for a prompt in the model's context of {self.context} tokens",
-                    cure="lower max_tokens",
-                )
+        limit = self.context - max_tokens
+        if limit < 1:
+            raise TuluLiteError(
+                f"stage {stage}: max_tokens {max_tokens} leaves no room for a prompt in the context of {self.context} tokens",
+                cure="lower max_tokens, or raise server.max_model_len if it is what limits",
+            )
         prompts = load_prompts(sources, self.template, seed=self.recipe.seed, max_prompt_tokens=limit)
         check_references(self.recipe, prompts, f"stage {stage}, {field}")
         return prompts
 
     def _check_length(self, stage: str, max_length: int) -> None:
-        if self.context is not None and max_length > self.context:
+        if max_length > self.context:
             raise TuluLiteError(
                 f"stage {stage}: max_length {max_length} is more than the model's context of {self.context} tokens",
                 why="positions past the context are ones the model has never learnt",

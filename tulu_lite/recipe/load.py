@@ -44,7 +44,7 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(str(file), [_explain(item, data) for item in error.errors()]) from None
+        raise RecipeError(str(file), [_explain(item, data) for item in _own_faults(error.errors())]) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -160,7 +160,8 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(data.get("verifiers"), dict):
         data["verifiers"] = {name: _resolve_verifier(spec, folder) for name, spec in data["verifiers"].items()}
     _resolve_accelerate(data, folder)
-    for stage in data.get("stages") if isinstance(data.get("stages"), list) else []:
+    stages = data.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
         if not isinstance(stage, dict):
             continue
         _resolve_accelerate(stage, folder)
@@ -223,6 +224,16 @@ def _normal_parts(path: Path) -> list[str]:
         elif part not in ("..", "."):
             parts.append(part)
     return parts
+
+
+def _own_faults(errors: Sequence[Any]) -> list[Any]:
+    """Without a list said to be too short only because its items are wrong."""
+    places = [error["loc"] for error in errors]
+    return [
+        error
+        for error in errors
+        if error["type"] != "too_short" or not any(place != error["loc"] and place[: len(error["loc"])] == error["loc"] for place in places)
+    ]
 
 
 def _explain(error: Any, data: dict[str, Any]) -> str:

@@ -138,8 +138,9 @@ class RlvrStage(Stage, TrainingSettings):
     """The ratio to the sampling policy is clipped to [1 - low, 1 + high]."""
     kl_coefficient: Number = Field(0.01, ge=0)
     """Weight of the KL term to the reference in the loss; 0: no reference is loaded."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of the KL divergence (Schulman 2020, "Approximating KL Divergence")."""
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """Estimator of the KL divergence in the loss (Schulman 2020, "Approximating KL Divergence"). k1 is not offered: as
+    a loss its gradient on the policy's own samples is zero on average, so it would hold nothing back."""
     reward_scale: Number = Field(1.0, gt=0)
     """A verdict's score in [0, 1] times this is the reward."""
     unfinished_reward: Number | None = None

@@ -108,7 +108,7 @@ class StepContext:
         if self.is_main:
             self.ledger.add_checkpoint(self.step.key, step, str(path))
 
-    def progress(self, done: int, total: int, unit: str = "steps", **shown: float | str) -> None:
+    def progress(self, done: int, total: int, unit: str = "steps", **shown: Any) -> None:
         """Show how far the step is. Cheap to call often: it writes at most twice a second."""
         now = time.monotonic()
         if self._first is None or self._first[0] != unit:

@@ -14,7 +14,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,11 @@ from ..records import Prompt, Rollout, RolloutGroup
 from ..rollout.client import Sampling
 from ..statistics import proportion
 from ..training.accelerator import make_accelerator
-from ..training.checkpoint import export_model, load_latest, save_checkpoint
+from ..training.checkpoint import load_latest, save_checkpoint
+from ..training.checkpoint import export_model
 from ..training.logprobs import token_logprobs
 from ..training.model import load_model, merged_weights, reference_of
-from ..training.optim import finish_update, make_optimizer
+from ..training.optim import accumulating, backward, finish_update, make_optimizer
 from .context import StepContext, step_context
 from .evaluate import response_row
 from .sampling import Sampler, open_sampler
@@ -110,7 +111,7 @@ class Trainer:
         self.validation = load_prompts(stage.validation, sampler.template, seed=ctx.recipe.seed, max_prompt_tokens=longest)
 
         model = load_model(ctx.init_model, self.device, lora=stage.lora, gradient_checkpointing=stage.gradient_checkpointing)
-        self.reference = reference_of(model, ctx.init_model, self.device) if stage.kl_coefficient > 0 else None
+        self.reference = reference_of(model, ctx.init_model, self.device) if stage.kl_coefficient else None
         updates = stage.steps * stage.updates_per_step
         optimizer, self.rate = make_optimizer(model, stage, updates)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -144,8 +145,7 @@ class Trainer:
         if self.fresh:
             return
         with self.clock("push"):
-            weights = merged_weights(self.accelerator.unwrap_model(self.model))
-            self.sampler.push(weights, self.accelerator.is_main_process)
+            self.sampler.push(merged_weights(self.model), self.accelerator.is_main_process)
             self.accelerator.wait_for_everyone()
         self.fresh = True
 
@@ -197,10 +197,10 @@ class Trainer:
         gap_total = 0.0
         even = self._even(batches)
         for number, indices in enumerate(even, 1):
-            with nullcontext() if number == len(even) else self.accelerator.no_sync(self.model):
+            with accumulating(self.accelerator, self.model, last=number == len(even)):
                 loss, gap = self._micro_batch([share[i] for i in indices], responses, tokens, sums)
                 gap_total += gap
-                self.accelerator.backward(loss * self.world)  # DDP averages gradients over processes; ours are sums
+                backward(self.accelerator, self.model, loss)
         if first:
             self._check_gap(gap_total, tokens, step)
         self.state["updates"] += 1
@@ -326,23 +326,19 @@ class Trainer:
         return figures
 
     def _resume(self) -> None:
-        state = load_latest(self.ctx.checkpoints, model=self.accelerator.unwrap_model(self.model), optimizer=self.optimizer)
+        state = load_latest(self.ctx.checkpoints, model=self.model, optimizer=self.optimizer)
         if state is not None:
             self.state = state
         self.ctx.metrics.resume(self.state["step"])
         self.ctx.progress(self.state["step"], self.stage.steps)
 
     def _save(self, step: int) -> None:
-        if self.accelerator.is_main_process:
-            model = self.accelerator.unwrap_model(self.model)
-            self.ctx.saved(step, save_checkpoint(self.ctx.checkpoints, step, model=model, optimizer=self.optimizer, state=self.state))
-        self.accelerator.wait_for_everyone()
+        path = save_checkpoint(self.ctx.checkpoints, step, model=self.model, optimizer=self.optimizer, state=self.state)
+        self.ctx.saved(step, path)
 
     def _export(self, folder: Path) -> None:
-        if self.accelerator.is_main_process:
-            card = self.ctx.model_card({"validation accuracy": self.state["validation"], "step": self.state["step"]})
-            model = self.accelerator.unwrap_model(self.model)
-            export_model(folder, model, init_model=self.ctx.init_model, template=self.sampler.template, card=card)
+        card = self.ctx.model_card({"validation accuracy": self.state["validation"], "step": self.state["step"]})
+        export_model(folder, self.model, init_model=self.ctx.init_model, template=self.sampler.template, card=card)
 
     def _finish(self) -> None:
         best = self.state["best"]

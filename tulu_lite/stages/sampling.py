@@ -57,9 +57,13 @@ class Sampler:
         load_checkpoint(self.client, Path(model), self._next_version())
 
     def push(self, weights: Iterable[tuple[str, torch.Tensor]], is_main: bool) -> None:
-        """Have the server sample from these weights."""
+        """Have the server sample from these weights. Every process calls it: sharded weights are gathered one by one
+        as they are read, which all processes take part in."""
         if is_main:
             push_weights(self.client, weights, self._next_version())
+        else:
+            for _ in weights:
+                pass
 
     def _next_version(self) -> int:
         return self.client.wait_ready().weight_version + 1
@@ -76,7 +80,7 @@ def open_sampler(ctx: StepContext) -> Iterator[Sampler]:
             yield Sampler(client, template, context)
         return
     folder = ctx.dir / "server"
-    with RolloutServer(ctx.recipe.server, Path(local_model(ctx.recipe)), folder, folder / "log.txt") as server:
+    with RolloutServer(ctx.recipe.server, local_model(ctx.recipe), folder, folder / "log.txt") as server:
         print("no server of a run to share: starting one for this stage", flush=True)
         server.wait_ready()
         with RolloutClient(server.state_file, decode=template.decode) as client:

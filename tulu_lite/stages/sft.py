@@ -53,7 +53,7 @@ def train(ctx: StepContext) -> None:
         )
         ctx.progress(step, steps, loss=shown, tokens_per_second=tokens / seconds)
         training.save_if_due(step, steps)
-    training.finish(template, {"examples": len(examples), "loss": _last_loss(ctx), "updates": steps, "dropped": report.dropped_count})
+    training.finish(template, {"examples": len(examples), "loss": _last_loss(ctx), "updates": steps, "dropped": report.dropped.total()})
 
 
 def collate(items: Sequence[Example], device: torch.device, pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
