@@ -16,7 +16,11 @@ def sequence_logprob(logprobs: Tensor, mask: Tensor, length_normalised: bool) ->
 
 
 def dpo_losses(
-    chosen_B: Tensor, rejected_B: Tensor, reference_chosen_B: Tensor, reference_rejected_B: Tensor, beta: float
+    chosen_B: Tensor,
+    rejected_B: Tensor,
+    reference_chosen_B: Tensor,
+    reference_rejected_B: Tensor,
+    beta: float,
 ) -> tuple[Tensor, Tensor]:
     """-log sigmoid(m) and m, both [B], with m = beta (log pi/pi_ref of chosen - log pi/pi_ref of rejected).
 

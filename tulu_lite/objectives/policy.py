@@ -18,7 +18,9 @@ class Surrogate(NamedTuple):
     ratio: Tensor  # pi(y_t) / pi_old(y_t), with its gradient
 
 
-def clipped_surrogate(new: Tensor, old: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Surrogate:
+def clipped_surrogate(
+    new: Tensor, old: Tensor, advantage: Tensor, clip_low: float, clip_high: float
+) -> Surrogate:
     """-min(r A, clip(r, 1 - low, 1 + high) A) with r = pi / pi_old.
 
     Schulman et al. 2017 (arXiv:1707.06347), eq. 7; with the two bounds apart, Yu et al. 2025 (arXiv:2503.14476), eq. 8.

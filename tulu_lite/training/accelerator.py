@@ -42,10 +42,14 @@ def make_accelerator(settings: AccelerateSettings, seed: int) -> Accelerator:
             mixed_precision=None if precision == "no" and settings.config_file is not None else precision,
             step_scheduler_with_optimizer=False,
             # buffers are the same everywhere; sending them in every forward pass would be waste
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            ],
         )
     except ValueError as error:
-        raise TuluLiteError(f"accelerate cannot start: {error}", cure="change `accelerate` in the recipe or its config file") from error
+        raise TuluLiteError(
+            f"accelerate cannot start: {error}", cure="change `accelerate` in the recipe or its config file"
+        ) from error
     _check(accelerator, settings, engines)
     if on_cpu:
         torch.set_num_threads(settings.threads)
@@ -79,10 +83,14 @@ def _check(accelerator: Accelerator, settings: AccelerateSettings, engines: list
     if settings.num_processes is not None and local != settings.num_processes:
         raise TuluLiteError(
             f"accelerate.num_processes is {settings.num_processes}, but {local} runs on this machine",
-            why="`accelerate launch --cpu` starts one process whatever it is asked for" if accelerator.device.type == "cpu" else "",
+            why="`accelerate launch --cpu` starts one process whatever it is asked for"
+            if accelerator.device.type == "cpu"
+            else "",
             cure=f"set accelerate.num_processes to {local}, or start the stage with torchrun --nproc-per-node {settings.num_processes}",
         )
-    active = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.FSDP: "FSDP"}.get(accelerator.distributed_type)
+    active = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.FSDP: "FSDP"}.get(
+        accelerator.distributed_type
+    )
     for engine in engines:
         if engine != active:
             raise TuluLiteError(
@@ -90,4 +98,6 @@ def _check(accelerator: Accelerator, settings: AccelerateSettings, engines: list
                 cure="give the config file the matching distributed_type, or take the other engine's settings out of it",
             )
     if active == "FSDP" and not accelerator.is_fsdp2:
-        raise TuluLiteError("FSDP version 1 is not supported", cure="set fsdp_version: 2 in the accelerate config file")
+        raise TuluLiteError(
+            "FSDP version 1 is not supported", cure="set fsdp_version: 2 in the accelerate config file"
+        )

@@ -39,7 +39,13 @@ def save_checkpoint(
     moments = _kept(dict(_optimizer_tensors(parameters, optimizer)))
     rng = from_all(_rng_state())
     scaler = getattr(optimizer, "scaler", None)
-    content = {"format": FORMAT, "step": step, "state": state, "rng": rng, "scaler": None if scaler is None else scaler.state_dict()}
+    content = {
+        "format": FORMAT,
+        "step": step,
+        "state": state,
+        "rng": rng,
+        "scaler": None if scaler is None else scaler.state_dict(),
+    }
     target = folder / f"step-{step:06d}"
     failure: Exception | None = None
     if is_main():
@@ -81,7 +87,9 @@ def load_latest(folder: Path, *, model: nn.Module, optimizer: Any) -> dict[str, 
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in unwrapped(model).named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in unwrapped(model).named_parameters() if parameter.requires_grad
+    }
 
 
 def _kept(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -112,7 +120,8 @@ def _read(save: Path, parameters: dict[str, Tensor]) -> dict[str, Any] | None:
     if shapes != {name: list(parameter.shape) for name, parameter in parameters.items()}:
         return None
     fits = all(
-        name in shapes and shape in ([], shapes[name]) for name, shape in ((key.partition("|")[2], moments[key]) for key in moments)
+        name in shapes and shape in ([], shapes[name])
+        for name, shape in ((key.partition("|")[2], moments[key]) for key in moments)
     )
     return content if fits else None
 
@@ -187,11 +196,19 @@ class Template(Protocol):
     """What export needs of a chat template."""
 
     tokenizer: Any
-    jinja: str
+    source: str
     end_token_ids: tuple[int, ...]
 
 
-def export_model(out_dir: Path, model: nn.Module, *, init_model: str, template: Template, card: str, revision: str | None = None) -> None:
+def export_model(
+    out_dir: Path,
+    model: nn.Module,
+    *,
+    init_model: str,
+    template: Template,
+    card: str,
+    revision: str | None = None,
+) -> None:
     """Write a folder that transformers and vLLM load: merged float32 weights, the initial model's config, generation
     config with all end tokens, tokenizer with the chat template that was trained with, and `card` as README.md.
     Under LoRA the adapter is kept in out_dir/adapter too.
@@ -249,20 +266,30 @@ def _write_shards(folder: Path, weights: Iterator[tuple[str, Tensor]]) -> None:
     write_json(folder / f"{MODEL}.index.json", {"metadata": {"total_size": total}, "weight_map": index})
 
 
-def _write_configs(folder: Path, inner: Any, init_model: str, revision: str | None, template: Template) -> None:
+def _write_configs(
+    folder: Path, inner: Any, init_model: str, revision: str | None, template: Template
+) -> None:
     # The initial model's own file, so that the architecture is the same to the letter and a server can tell.
     config, _ = PretrainedConfig.get_config_dict(init_model, revision=revision)
-    config = {name: value for name, value in config.items() if name not in ("torch_dtype", "_commit_hash", "_name_or_path")}
+    config = {
+        name: value
+        for name, value in config.items()
+        if name not in ("torch_dtype", "_commit_hash", "_name_or_path")
+    }
     write_json(folder / "config.json", config | {"dtype": "float32"})
     generation = GenerationConfig.from_dict(inner.generation_config.to_dict())
     generation.eos_token_id = list(template.end_token_ids)
     if generation.pad_token_id is None:
         generation.pad_token_id = template.tokenizer.pad_token_id
-    generation.do_sample = generation.do_sample or generation.temperature not in (None, 1.0) or generation.top_p not in (None, 1.0)
+    generation.do_sample = (
+        generation.do_sample
+        or generation.temperature not in (None, 1.0)
+        or generation.top_p not in (None, 1.0)
+    )
     generation.save_pretrained(str(folder))
     tokenizer = template.tokenizer
     before = tokenizer.chat_template
-    tokenizer.chat_template = template.jinja
+    tokenizer.chat_template = template.source
     try:
         tokenizer.save_pretrained(str(folder))
     finally:
@@ -275,5 +302,7 @@ def _adapter(inner: Any) -> dict[str, Tensor]:
         return {}
     from peft import get_peft_model_state_dict
 
-    trained = {name: whole(parameter).cpu() for name, parameter in inner.named_parameters() if "lora_" in name}
+    trained = {
+        name: whole(parameter).cpu() for name, parameter in inner.named_parameters() if "lora_" in name
+    }
     return get_peft_model_state_dict(inner, state_dict=trained)

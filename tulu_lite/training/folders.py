@@ -43,7 +43,9 @@ def new_folder(target: Path) -> Iterator[Path]:
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """One safetensors file. Raises OSError where safetensors has its own error for it."""
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"}
+        )
     except SafetensorError as error:
         if number := re.search(r"os error (\d+)", str(error)):
             code = int(number[1])

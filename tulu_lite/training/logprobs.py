@@ -14,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import TuluLiteError
 
-LEAST_CHUNK_ELEMENTS = 1 << 22  # 16 MiB of float32 logits: below it, cutting a batch in chunks only costs time
+LEAST_CHUNK_ELEMENTS = (
+    1 << 22
+)  # 16 MiB of float32 logits: below it, cutting a batch in chunks only costs time
 
 
 class LogprobModel(nn.Module):
@@ -43,7 +45,9 @@ class LogprobModel(nn.Module):
         """The layers that accelerate's FSDP wraps one by one."""
         return self.base._no_split_modules
 
-    def forward(self, ids: Tensor, attention: Tensor, mask: Tensor | None, chunk_tokens: int, temperature: float) -> Tensor:
+    def forward(
+        self, ids: Tensor, attention: Tensor, mask: Tensor | None, chunk_tokens: int, temperature: float
+    ) -> Tensor:
         """[B, T-1]; see token_logprobs."""
         if mask is None:
             mask = attention[:, 1:]
@@ -79,7 +83,9 @@ def token_logprobs(
     The result is float32 (float64 for a float64 model). Raises TuluLiteError for padding on the left.
     """
     if ids.shape[0] and bool((attention[:, 1:] > attention[:, :-1]).any()):
-        raise TuluLiteError("token_logprobs: a batch is padded on the left or in the middle", cure="pad it on the right")
+        raise TuluLiteError(
+            "token_logprobs: a batch is padded on the left or in the middle", cure="pad it on the right"
+        )
     return model(ids, attention, mask, chunk_tokens, temperature)
 
 

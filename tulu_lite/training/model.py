@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import logging as hf_logging
 
 from ..errors import TuluLiteError
 from ..recipe.training import LoraSettings
@@ -53,6 +54,8 @@ def _from_pretrained(name: str, revision: str | None) -> Any:
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     options["revision"] = revision or "main"
     load: Any = AutoModelForCausalLM.from_pretrained
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()  # a stage's output has its own
     try:
         try:
             model, report = load(name, attn_implementation="sdpa", **options)
@@ -61,8 +64,16 @@ def _from_pretrained(name: str, revision: str | None) -> Any:
                 raise
             model, report = load(name, attn_implementation="eager", **options)
     except (OSError, ValueError, KeyError) as error:
-        raise TuluLiteError(f"{name} is no causal language model that can be loaded", why=str(error).strip().split("\n")[0], cure=cure) from error
-    if missing := sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", ())):
+        why = str(error).strip().split("\n")[0]
+        raise TuluLiteError(
+            f"{name} is no causal language model that can be loaded", why=why, cure=cure
+        ) from error
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
+    if missing := sorted(report["missing_keys"]) + sorted(
+        str(key) for key in report.get("mismatched_keys", ())
+    ):
         raise TuluLiteError(
             f"{name} lacks {len(missing)} of the model's weights, the first being {missing[0]}",
             why="they would be trained from random values",
@@ -115,10 +126,18 @@ def _with_adapters(model: Any, lora: LoraSettings, name: str) -> Any:
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        linear = sorted({key.rsplit(".", 1)[-1] for key, module in model.named_modules() if isinstance(module, nn.Linear)})
-        raise TuluLiteError(f"lora.targets does not fit {name}: {error}", cure=f"its linear modules are {', '.join(linear)}") from error
+        linear = sorted(
+            {key.rsplit(".", 1)[-1] for key, module in model.named_modules() if isinstance(module, nn.Linear)}
+        )
+        raise TuluLiteError(
+            f"lora.targets does not fit {name}: {error}", cure=f"its linear modules are {', '.join(linear)}"
+        ) from error
     layers = dict(_lora_layers(adapted))
-    embeddings = [key for key in layers if key.rsplit(".", 1)[-1] in ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out")]
+    embeddings = [
+        key
+        for key in layers
+        if key.rsplit(".", 1)[-1] in ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out")
+    ]
     if tied and embeddings:
         raise TuluLiteError(
             f"lora.targets names {embeddings[0]}, but {name} uses one matrix as embedding and as head",

@@ -111,7 +111,9 @@ def _finish_deepspeed(engine: Any, max_grad_norm: float, where: str) -> float:
     engine.step()
     norm = float(engine.get_global_grad_norm())
     if not math.isfinite(norm):
-        raise _not_finite(norm, where, "DeepSpeed knows the norm only after the update, so go on from the last save")
+        raise _not_finite(
+            norm, where, "DeepSpeed knows the norm only after the update, so go on from the last save"
+        )
     return norm
 
 

@@ -24,9 +24,14 @@ def test_sft_by_hand() -> None:
 
 
 def test_dpo_by_hand() -> None:
-    chosen = torch.tensor([[-4.0, -6.0, 0.0, 9.0], [-5.0, 9.0, 9.0, 9.0]], requires_grad=True)  # [B, T]; 9 is masked
+    chosen = torch.tensor(
+        [[-4.0, -6.0, 0.0, 9.0], [-5.0, 9.0, 9.0, 9.0]], requires_grad=True
+    )  # [B, T]; 9 is masked
     rejected = torch.tensor([[-3.0, -3.0, -3.0, -3.0], [-5.0, 9.0, 9.0, 9.0]], requires_grad=True)
-    chosen_mask, rejected_mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
+    chosen_mask, rejected_mask = (
+        torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]]),
+        torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]]),
+    )
     plain, margin = dpo_losses(
         sequence_logprob(chosen, chosen_mask, False), sequence_logprob(rejected, rejected_mask, False),
         torch.tensor([-11.0, -5.0]), torch.tensor([-10.0, -5.0]), 0.1,
@@ -93,7 +98,8 @@ def test_the_gradient_that_each_kl_estimator_has_as_a_loss() -> None:
 
 NAN = float("nan")
 REWARDS = torch.tensor(
-    [[1.0, 0.0, NAN, 0.5], [0.1, 0.1, 0.1, 0.1], [NAN, NAN, NAN, NAN], [1.0, NAN, NAN, NAN]], dtype=torch.float64
+    [[1.0, 0.0, NAN, 0.5], [0.1, 0.1, 0.1, 0.1], [NAN, NAN, NAN, NAN], [1.0, NAN, NAN, NAN]],
+    dtype=torch.float64,
 )
 
 
@@ -119,7 +125,9 @@ GROUPS = st.lists(
 
 
 @given(GROUPS, st.sampled_from(["grpo", "dr_grpo", "rloo"]))
-def test_advantages_sum_to_zero_over_the_scored_and_missing_ones_do_not_matter(groups: list[list[float]], kind: Any) -> None:
+def test_advantages_sum_to_zero_over_the_scored_and_missing_ones_do_not_matter(
+    groups: list[list[float]], kind: Any
+) -> None:
     rewards = torch.tensor(groups, dtype=torch.float64)
     advantages = group_advantages(rewards, kind)
     assert torch.isfinite(advantages).all()
@@ -135,9 +143,13 @@ def test_advantages_sum_to_zero_over_the_scored_and_missing_ones_do_not_matter(g
 
 
 @given(GROUPS, st.floats(0.01, 1000), st.floats(-5, 5))
-def test_grpo_does_not_depend_on_scale_or_offset_of_the_rewards(groups: list[list[float]], scale: float, offset: float) -> None:
+def test_grpo_does_not_depend_on_scale_or_offset_of_the_rewards(
+    groups: list[list[float]], scale: float, offset: float
+) -> None:
     rewards = torch.tensor(groups, dtype=torch.float64)
-    assert torch.allclose(group_advantages(rewards * scale, "grpo"), group_advantages(rewards, "grpo"), atol=1e-9)
+    assert torch.allclose(
+        group_advantages(rewards * scale, "grpo"), group_advantages(rewards, "grpo"), atol=1e-9
+    )
 
 
 def test_clipped_surrogate_by_hand() -> None:
