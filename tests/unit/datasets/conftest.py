@@ -50,7 +50,7 @@ def merging_tokenizer(template: str) -> Any:
     """Character BPE in which two line breaks in a row are one token."""
     from transformers import PreTrainedTokenizerFast
 
-    letters = sorted(string.ascii_letters + string.digits + string.punctuation + " ") + ["\n"]
+    letters = [*sorted(string.ascii_letters + string.digits + string.punctuation + " "), "\n"]
     vocab = {token: i for i, token in enumerate([*SPECIAL, *letters, "\n\n"])}
     tokenizer = Tokenizer(models.BPE(vocab, [("\n", "\n")], unk_token="<unk>"))
     tokenizer.decoder = Fuse()

@@ -25,7 +25,8 @@ def test_every_epoch_has_every_example_once(n: int, batch_size: int, epochs: int
         flat = [i for batch in own for i in batch]
         assert flat == epoch_order(n, seed, epoch)
         assert sorted(flat) == list(range(n))
-        assert all(len(batch) == batch_size for batch in own[:-1]) and 1 <= len(own[-1]) <= batch_size
+        assert all(len(batch) == batch_size for batch in own[:-1])
+        assert 1 <= len(own[-1]) <= batch_size
 
 
 def test_order_is_fixed_by_seed_and_epoch() -> None:
@@ -65,5 +66,5 @@ def test_shares_of_ranks_are_disjoint_complete_and_even(indices: list[int], worl
     assert Counter(i for share in shares for i in share) == Counter(indices)
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="rank"):
         share_of_rank(indices, world, world)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,8 @@ def test_model_template_by_hand(chars: Any, make_chars: Make) -> None:
     )
     text, ids = template.prompt(TALK[:4])
     assert text == "<bos>[system]Be brief.[user]Hi[assistant] Yo <eos>[user]Why?[assistant]"
-    assert (
-        ids == ids_of(text, chars) and ids.count(1) == 1
-    )  # one bos, though the tokenizer adds one by itself
+    assert ids == ids_of(text, chars)
+    assert ids.count(1) == 1
     assert (template.end_token_ids, template.pad_id, template.source) == ((2,), 0, MARKED)
 
 
@@ -197,7 +197,8 @@ def test_end_token_outside_the_marks_is_learnt(chars: Any) -> None:
 def test_check_finds_the_fault(chars: Any, source: str, message: str, cure: str) -> None:
     with pytest.raises(TuluLiteError, match=message) as caught:
         ChatTemplate("own", source, chars).check()
-    assert cure in caught.value.cure and "chat_template: tulu" in caught.value.cure
+    assert cure in caught.value.cure
+    assert "chat_template: tulu" in caught.value.cure
 
 
 def test_loading_faults(chars: Any, make_chars: Make, make_merging: Make, tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_loading_faults(chars: Any, make_chars: Make, make_merging: Make, tmp_pa
     with pytest.raises(TuluLiteError, match="cannot load a tokenizer from"):
         load_tokenizer(str(tmp_path))
     without = make_merging("")
-    without.get_vocab = lambda: {}
+    without.get_vocab = dict
     with pytest.raises(TuluLiteError, match=r"no token <\|im_end\|>"):
         ChatTemplate.load("chatml", without, "")
 
@@ -228,9 +229,10 @@ def test_own_file_and_generation_config(chars: Any, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5]}))
     template = ChatTemplate.load(str(tmp_path / "own.jinja"), chars, str(tmp_path))
     template.check()
-    assert template.end_token_ids == (2, 5) and template.source == UNMARKED
+    assert template.end_token_ids == (2, 5)
+    assert template.source == UNMARKED
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(TuluLiteError, match="generation_config.json"):
+    with pytest.raises(TuluLiteError, match=r"generation_config\.json"):
         ChatTemplate.load("model", chars, str(tmp_path))
 
 
@@ -263,11 +265,9 @@ def test_answer_that_melts_into_the_prompt_is_tokenized_by_itself(make_merging: 
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\nYo"}]
     _, prompt_ids = template.prompt(messages[:1])
     ids, mask = template.conversation(messages)
-    assert (
-        ids[: len(prompt_ids)] == prompt_ids
-        and not any(mask[: len(prompt_ids)])
-        and all(mask[len(prompt_ids) :])
-    )
+    assert ids[: len(prompt_ids)] == prompt_ids
+    assert not any(mask[: len(prompt_ids)])
+    assert all(mask[len(prompt_ids) :])
     assert template.decode([i for i, on in zip(ids, mask, strict=True) if on]) == "\nYo"
     whole = template.tokenizer("user\nHiassistant\n\nYo<eos>", add_special_tokens=False)["input_ids"]
     assert len(whole) == len(ids) - 1  # where the two line breaks are one token
@@ -286,6 +286,19 @@ def test_split_tokens_without_trusted_offsets() -> None:
         split_tokens("ab cde f", [4], trimmed, words, str)
 
 
+def test_trimmed_white_space_across_an_edge_is_seen() -> None:
+    """The token of two line breaks has trimmed offsets, which hide that it spans the edge between them."""
+
+    def lines(text: str) -> list[int]:
+        return [{"a": 1, "b": 2, "\n": 3, "\n\n": 4}[part] for part in re.findall(r"\n+|.", text)]
+
+    def spell(ids: list[int]) -> str:
+        return "".join({1: "a", 2: "b", 3: "\n", 4: "\n\n"}[i] for i in ids)
+
+    trimmed = Encoding([1, 4, 2], [(0, 1), (3, 3), (3, 4)])
+    assert split_tokens("a\n\nb", [2], trimmed, lines, spell) == ([1, 3, 3, 2], [2])
+
+
 def test_offsets_of_characters_in_several_tokens() -> None:
     """Bytes of one character share its offsets; an edge after it lies after all of them."""
     encoding = Encoding([7, 8, 9, 5], [(0, 1), (0, 1), (0, 1), (1, 2)])
@@ -299,7 +312,7 @@ def test_places_are_named_in_errors(chars: Any) -> None:
         1,
     )
     template = ChatTemplate("own", strict, chars)
-    with pytest.raises(TuluLiteError, match="f:2: .* refuses a conversation of system, user.*: no system"):
+    with pytest.raises(TuluLiteError, match=r"f:2: .* refuses a conversation of system, user.*: no system"):
         template.conversations([TALK[1:], TALK], ["f:1", "f:2"])
     with pytest.raises(TuluLiteError, match="f:2"):
         template.prompts([TALK[1:2], TALK[:2]], ["f:1", "f:2"])
