@@ -53,6 +53,7 @@ class Run:
         self.items = items
         self.on_result = on_result
         self.results: list[Verdict | None] = [None] * len(items)
+        self.unreported: deque[tuple[int, Verdict]] = deque()
         self.next_item = 0
         self.queue: deque[Job] = deque()
         self.specs: dict[str, Spec] = {}
@@ -67,9 +68,11 @@ class Run:
                 self.selector.register(worker.socket, selectors.EVENT_READ, worker)
             while True:
                 self._assign()
+                self._report()
                 if not any(worker.jobs for worker in self.pool.workers) and not self._pending():
                     break
                 self._wait()
+                self._report()
         finally:
             self.selector.close()
         return [verdict or error("lost by the pool") for verdict in self.results]
@@ -82,8 +85,14 @@ class Run:
         stats.errors += verdict.score is None
         stats.busy_s += verdict.seconds
         self.results[index] = verdict
-        if self.on_result is not None:
-            self.on_result(index, verdict)
+        self.unreported.append((index, verdict))
+
+    def _report(self) -> None:
+        """Tell the caller; apart from the judging, so that what his function raises is nobody's fault here."""
+        while self.unreported:
+            index, verdict = self.unreported.popleft()
+            if self.on_result is not None:
+                self.on_result(index, verdict)
 
     def _fail(self, job: Job, reason: str) -> None:
         self._finish(job.index, replace(error(reason), verifier=_label(job.spec_id)))
@@ -147,8 +156,6 @@ class Run:
             self._finish(index, error(str(fault)))
             return None
         except Exception as fault:  # a bad item must not take the others with it
-            if self.results[index] is not None:
-                raise  # it was on_result that raised
             self._finish(index, error(f"the item cannot be sent: {type(fault).__name__}: {fault}"))
             return None
         if len(body) > protocol.MAX_ITEM:
@@ -248,16 +255,22 @@ class Run:
         return worker.since + allowed.get(worker.state, START_TIMEOUT_S)
 
     def _read(self, worker: WorkerProcess) -> None:
+        garbage = ""
         try:
             messages = worker.read()
-            if messages is None:
-                self._lost(worker, "died")
-                return
+        except protocol.Garbage as fault:  # what came before it still says which item did it
+            messages, garbage = fault.before, str(fault)
+        if messages is None:
+            self._lost(worker, "died")
+            return
+        try:
             for message in messages:
                 for event in message:
                     self._event(worker, event)
-        except (protocol.Garbage, ValueError, TypeError, KeyError, IndexError, AttributeError) as fault:
-            self._lost(worker, f"sent garbage ({type(fault).__name__}: {str(fault)[:200]})")
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as fault:
+            garbage = f"{type(fault).__name__}: {fault}"
+        if garbage:
+            self._lost(worker, f"sent garbage ({garbage[:200]})")
             return
         if not worker.jobs and worker.idle and (worker.done >= self.pool.recycle_after or worker.spent):
             self.selector.unregister(worker.socket)
@@ -329,8 +342,9 @@ class Run:
             return
         jobs = dict(worker.jobs)
         guilty = jobs.pop(worker.running, None) if worker.running is not None else None
+        suspect = next(iter(jobs), None) if guilty is None else None  # the one it would have begun with
         for job in reversed(jobs.values()):
-            self._requeue(job, guilty is not None)
+            self._requeue(job, job.index != suspect)
         if guilty is None:
             return
         if loading and not timed_out:

@@ -24,7 +24,11 @@ MAX_FROM_WORKER = 1 << 20  # a verdict's texts are clipped, so more than this is
 
 
 class Garbage(Exception):
-    """What came was no frame of this protocol."""
+    """What came was no frame of this protocol; `before` are the messages that came whole before it."""
+
+    def __init__(self, reason: str, before: list[Any]) -> None:
+        super().__init__(reason)
+        self.before = before
 
 
 def encode(message: Any) -> bytes:
@@ -42,11 +46,11 @@ class FrameReader:
 
     def feed(self, data: bytes) -> list[Any]:
         self._buffer += data
-        messages = []
+        messages: list[Any] = []
         while len(self._buffer) >= LENGTH.size:
             (length,) = LENGTH.unpack_from(self._buffer)
             if length > self._limit:
-                raise Garbage(f"a frame of {length} bytes, over the limit of {self._limit}")
+                raise Garbage(f"a frame of {length} bytes, over the limit of {self._limit}", messages)
             end = LENGTH.size + length
             if len(self._buffer) < end:
                 break
@@ -55,7 +59,7 @@ class FrameReader:
             try:
                 messages.append(json.loads(body))
             except (ValueError, RecursionError) as fault:
-                raise Garbage(f"a frame that is not JSON: {fault}") from fault
+                raise Garbage(f"a frame that is not JSON: {fault}", messages) from fault
         return messages
 
 
