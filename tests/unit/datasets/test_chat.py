@@ -216,6 +216,7 @@ def test_loading_faults(chars: Any, make_chars: Make, make_merging: Make, tmp_pa
     with pytest.raises(TuluLiteError, match="has no tokenizer"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(TuluLiteError, match="cannot load a tokenizer from"):
         load_tokenizer(str(tmp_path))
     without = make_merging("")
