@@ -212,7 +212,7 @@ def template() -> SimpleNamespace:
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
     )
     fast.chat_template = "the model's own"
-    return SimpleNamespace(tokenizer=fast, jinja="{{ messages[0]['content'] }} w9", end_token_ids=(2, 7))
+    return SimpleNamespace(tokenizer=fast, source="{{ messages[0]['content'] }} w9", end_token_ids=(2, 7))
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=4)], ids=["full", "lora"])
@@ -250,7 +250,7 @@ def test_export_is_an_ordinary_folder(
     assert config == original | {"dtype": "float32"}
     assert GenerationConfig.from_pretrained(out).eos_token_id == [2, 7]
     tokenizer = AutoTokenizer.from_pretrained(out)
-    assert tokenizer.chat_template == template.jinja
+    assert tokenizer.chat_template == template.source
     assert template.tokenizer.chat_template == "the model's own"
     text = tokenizer.apply_chat_template([{"role": "user", "content": "w5"}], tokenize=False)
     assert text == "w5 w9"

@@ -62,7 +62,7 @@ def test_names_and_values_are_those_of_the_checkpoint(llama_folder: Folder, tied
                 num_key_value_heads=1,
                 num_local_experts=4,
                 max_position_embeddings=32,
-            )  # fmt: skip
+            )
         ),
     ],
     ids=["gpt2", "mixtral"],

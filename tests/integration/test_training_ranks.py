@@ -1,0 +1,84 @@
+"""Two processes learn what one learns, and all of them take part in saving what is spread over them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM
+
+WORKER = Path(__file__).parent / "training_rank_worker.py"
+SECONDS = 300
+
+
+def launch(world: int, folder: Path, out: Path, engines: list[str]) -> None:
+    out.mkdir()
+    Tokenizer(models.WordLevel({"<eos>": 2, "a": 3}, unk_token="a")).save(str(out / "tokenizer.json"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, str(WORKER), str(folder), str(out), *engines]
+    running = []
+    for rank in range(world):
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        group = {name: str(value) for name, value in places.items()} if world > 1 else {}
+        environment = {
+            **os.environ,
+            **group,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+        }
+        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        for process in running:
+            _, errors = process.communicate(timeout=SECONDS)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in running:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("ranks")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(root / "model")
+    launch(1, root / "model", root / "one", ["ddp", "ddp-lora"])
+    launch(2, root / "model", root / "two", ["ddp", "ddp-lora", "fsdp2"])
+    return root / "one", root / "two"
+
+
+@pytest.mark.parametrize(("engine", "alone"), [("ddp", "ddp"), ("ddp-lora", "ddp-lora"), ("fsdp2", "ddp")])
+def test_two_processes_learn_what_one_learns(results: tuple[Path, Path], engine: str, alone: str) -> None:
+    one, two = results
+    norms = [
+        json.loads((folder / f"{name}.json").read_text()) for folder, name in ((one, alone), (two, engine))
+    ]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+    before, after = load_file(one / f"{alone}.safetensors"), load_file(two / f"{engine}.safetensors")
+    assert before.keys() == after.keys()
+    # Adam's step hardly depends on a gradient's size, so that where that is all but zero its rounding shows.
+    apart = torch.cat([(before[name] - after[name]).abs().flatten() for name in before])
+    assert (apart > 1e-4).float().mean() < 0.01
+    exported = load_file(two / engine / "model.safetensors")
+    assert exported.keys() == after.keys()
+    assert all(torch.equal(exported[name], after[name]) for name in after)
