@@ -108,6 +108,13 @@ def test_killed_mid_generation_gives_the_samples_of_an_unbroken_run(client, roll
     assert not any(is_alive(pid) for pid in before)
 
 
+def test_long_responses_in_every_place_are_not_taken_for_a_hang(client, rollout_server):
+    generation = rollout_server.state.generation
+    client.generate(PROMPTS[:16], Sampling(4, 1.0, 480, 1))  # 64 at once, without an answer for seconds
+    assert rollout_server.state.generation == generation
+    assert rollout_server.state.state == "ready"
+
+
 def test_stopped_engine_is_found_by_the_canary(client, rollout_server):
     unbroken = client.generate(PROMPTS, SAMPLED)
     generation = rollout_server.state.generation
@@ -118,7 +125,7 @@ def test_stopped_engine_is_found_by_the_canary(client, rollout_server):
     while rollout_server.state.state == "ready":
         assert time.monotonic() - stopped < 15
         time.sleep(0.05)
-    assert "hung" in rollout_server.state.reason
+    assert "it is hung" in rollout_server.state.reason
     thread.join(120)
     assert result == unbroken
     assert rollout_server.state.generation == generation + 1

@@ -148,11 +148,11 @@ def test_pushed_files_are_removed_when_superseded(client, model, rollout_server)
     assert not list(Path(rollout_server.state.push_dir).glob("push-*"))
 
 
-def test_another_model_needs_a_restart_and_tied_weights_are_handled(
+def test_another_model_needs_a_restart_and_tied_weights_and_small_heads_are_handled(
     client, model, rollout_server, tiny_dir, tmp_path, make_llama
 ):
-    tied = make_llama(tmp_path / "tied", seed=4, tie_word_embeddings=True, num_hidden_layers=1)
-    with pytest.raises(NeedsRestart, match=r"num_hidden_layers, tie_word_embeddings differ"):
+    tied = make_llama(tmp_path / "tied", seed=4, tie_word_embeddings=True, head_dim=16, num_attention_heads=4)
+    with pytest.raises(NeedsRestart, match=r"head_dim, num_attention_heads, tie_word_embeddings differ"):
         load_checkpoint(client, tmp_path / "tied", 40)
     rollout_server.serve_model(tmp_path / "tied", 40)
     assert_greedy_equal(client, tied, 40)

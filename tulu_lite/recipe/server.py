@@ -57,7 +57,7 @@ class ServerSettings(Settings):
     canary_interval_s: float = Field(15.0, gt=0)
     """Seconds between one-token requests that prove that the engine lives."""
     canary_timeout_s: float = Field(90.0, gt=0)
-    """The server is taken for hung when for these seconds neither such a request nor any other has been answered."""
+    """The server is taken for hung when such a request was not answered for these seconds and no token was sampled."""
     max_restarts: int = Field(3, ge=0)
     """Restarts within an hour before the run stops and says why."""
 

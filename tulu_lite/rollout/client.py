@@ -20,7 +20,7 @@ from ..errors import ServerError, TuluLiteError
 from ..records import Prompt, Rollout, RolloutGroup
 from .answers import Unfinished, parse_choices
 from .control import Control, explain
-from .state import STATE_FILE, ServerState, note_progress, read_state
+from .state import STATE_FILE, ServerState, read_state
 
 Decode = Callable[[Sequence[int]], str]
 POLL_S = 0.2
@@ -92,7 +92,6 @@ class RolloutClient:
         self._thread.start()
         self._session: aiohttp.ClientSession | None = None
         self._places: _Places | None = None
-        self._noted = 0.0
 
     # What stages call
 
@@ -216,9 +215,7 @@ class RolloutClient:
                     raise ServerError(
                         f"the rollout server refused a request (HTTP {answer.status}): {explain(await answer.read())}"
                     )
-                data = await answer.json()
-        self._note_progress()
-        return data
+                return await answer.json()
 
     async def _ready(self, deadline_s: float | None) -> ServerState:
         """Wait until the owner says ready. Raises ServerError when it says otherwise for good, or in the end."""
@@ -266,12 +263,6 @@ class RolloutClient:
             rollout.finish_reason,
             self.decode(ids),
         )
-
-    def _note_progress(self) -> None:
-        now = time.monotonic()
-        if self.folder is not None and now - self._noted > 1.0:
-            self._noted = now
-            note_progress(self.folder)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:

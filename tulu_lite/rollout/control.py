@@ -47,6 +47,10 @@ class Control:
 
     def call(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> Any:
         """The answer's JSON, or None when it has none. Raises NoAnswer or Refused."""
+        text = self._exchange(method, path, body, timeout_s)
+        return json.loads(text) if text else None
+
+    def _exchange(self, method: str, path: str, body: Any, timeout_s: float | None) -> bytes:
         timeout = self.timeout_s if timeout_s is None else timeout_s
         connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
         what = path.partition("?")[0]
@@ -66,7 +70,7 @@ class Control:
             raise Refused(
                 f"the rollout server refused {what} (HTTP {answer.status}): {explain(text)}", answer.status
             )
-        return json.loads(text) if text else None
+        return text
 
     def healthy(self, timeout_s: float = 5.0) -> bool:
         """Whether the API server answers and thinks that its engine lives. A stopped engine passes this."""
@@ -81,6 +85,15 @@ class Control:
         sampling = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
         body = {"token_ids": [0], "sampling_params": sampling, "priority": -1}
         self.call("POST", "/inference/v1/generate", body, timeout_s)
+
+    def tokens_sampled(self, timeout_s: float) -> float:
+        """How many tokens the engine has sampled since it started. Raises NoAnswer or Refused."""
+        lines = self._exchange("GET", "/metrics", None, timeout_s).decode().splitlines()
+        return sum(
+            float(line.rpartition(" ")[2])
+            for line in lines
+            if line.startswith("vllm:generation_tokens_total")
+        )
 
     def max_model_len(self) -> int:
         cards = self.call("GET", "/v1/models")["data"]

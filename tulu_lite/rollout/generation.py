@@ -23,7 +23,7 @@ from ..recipe.server import ServerSettings, is_loopback
 from .control import Control, NoAnswer, Refused
 from .guard import KEY_VARIABLE
 from .process import end_group, private_folder
-from .state import last_progress, update_until
+from .state import update_until
 
 STOP_S = 10.0  # for the warden to end its group in good order
 LOG_LINES = 15
@@ -116,7 +116,7 @@ class Generation:
         )
 
     def watch(self, folder: Path) -> None:
-        """Begin to send canaries; `folder` is where clients note their progress."""
+        """Begin to send canaries; `folder` is the server's, where weight updates announce themselves."""
         self._canary = Canary(self.control, self.settings, folder)
 
     def fault(self) -> str | None:
@@ -162,21 +162,29 @@ class Canary:
     def _run(self) -> None:
         health = threading.Thread(target=self._watch_health, name="rollout-health", daemon=True)
         health.start()
+        limit = self.settings.canary_timeout_s
         while not self._stop.wait(self.settings.canary_interval_s) and self.fault is None:
-            sent, limit = time.time(), self.settings.canary_timeout_s
+            before = self._tokens_sampled()
             try:
                 self.control.canary(limit)
             except NoAnswer as error:
-                now = time.time()
-                if (
-                    error.timed_out
-                    and now - max(sent, last_progress(self.folder)) >= limit
-                    and now > update_until(self.folder)
-                ):
-                    self.fault = f"it is hung: neither a one-token request nor any other was answered for {limit:.0f} s"
+                # A server whose places are all taken by long responses lets the canary wait, and samples on.
+                busy = self._tokens_sampled() not in (None, before) or time.time() <= update_until(
+                    self.folder
+                )
+                if error.timed_out and not busy:
+                    self.fault = (
+                        f"it is hung: for {limit:.0f} s it sampled no token, though it was asked for one"
+                    )
             except Refused as error:
                 if error.status >= 500:
                     self.fault = f"its engine failed: {error}"
+
+    def _tokens_sampled(self) -> float | None:
+        try:
+            return self.control.tokens_sampled(timeout_s=10.0)
+        except (NoAnswer, Refused):
+            return None
 
     def _watch_health(self) -> None:
         """An engine that died while its API server goes on shows here within a second."""

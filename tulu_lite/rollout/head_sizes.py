@@ -48,4 +48,5 @@ def allow_any_head_size() -> None:
         key, value = (pad_heads(tensor, self.num_kv_heads, true, padded) for tensor in (key, value))
         return cut_heads(attend(self, query, key, value), self.num_heads, true, padded)
 
-    Attention.__init__, Attention.forward = make_padded, attend_padded
+    Attention.__init__ = make_padded  # type: ignore[method-assign]
+    Attention.forward = attend_padded  # type: ignore[method-assign]

@@ -159,7 +159,6 @@ def arguments(spec: dict[str, Any], on_cpu: bool) -> list[str]:
         "worker_extension_cls": EXTENSION,
         "weight_transfer_config": json.dumps({"backend": BACKEND}),
         "scheduling_policy": "priority",  # the canary goes first
-        "disable_log_stats": True,
         "disable_uvicorn_access_log": True,
         "disable_fastapi_docs": True,
     }
@@ -191,7 +190,7 @@ def _context(spec: dict[str, Any]) -> int:
 
 def _option(name: str, value: Any) -> list[str]:
     flag = "--" + name.replace("_", "-")
-    if value is None:
+    if value is None or (value is False and name.startswith("disable_")):
         return []
     if value is True:
         return [flag]

@@ -2,7 +2,6 @@
 
 server.json        written by the server's owner only: where the server is and how it does (`ServerState`)
 last_push.json     written by whoever updated the weights last: what a restarted server loads again (`Push`)
-progress           its time stamp is when a response last came to any client
 update.json        a weight update is under way, by this process, until this time
 requests/*.json    what clients ask of the owner: a restart, or another model
 """
@@ -105,19 +104,6 @@ def write_push(folder: Path, push: Push) -> None:
 
 def forget_push(folder: Path) -> None:
     (folder / "last_push.json").unlink(missing_ok=True)
-
-
-def note_progress(folder: Path) -> None:
-    """Say that a response came: the server is slow at worst, not hung."""
-    (folder / "progress").touch()
-
-
-def last_progress(folder: Path) -> float:
-    """Unix time of the last response to any client; 0 when there was none."""
-    try:
-        return (folder / "progress").stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 @contextmanager
