@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 WORKER = Path(__file__).parent / "training_rank_worker.py"
 SECONDS = 300
+ZERO = ["zero2", "zero3"] if find_spec("deepspeed") else []
 
 
 def launch(world: int, folder: Path, out: Path, engines: list[str]) -> None:
@@ -63,11 +65,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     )
     LlamaForCausalLM(config).save_pretrained(root / "model")
     launch(1, root / "model", root / "one", ["ddp", "ddp-lora"])
-    launch(2, root / "model", root / "two", ["ddp", "ddp-lora", "fsdp2"])
+    launch(2, root / "model", root / "two", ["ddp", "ddp-lora", "fsdp2", *ZERO])
     return root / "one", root / "two"
 
 
-@pytest.mark.parametrize(("engine", "alone"), [("ddp", "ddp"), ("ddp-lora", "ddp-lora"), ("fsdp2", "ddp")])
+@pytest.mark.parametrize(
+    ("engine", "alone"),
+    [("ddp", "ddp"), ("ddp-lora", "ddp-lora"), ("fsdp2", "ddp"), *((engine, "ddp") for engine in ZERO)],
+)
 def test_two_processes_learn_what_one_learns(results: tuple[Path, Path], engine: str, alone: str) -> None:
     one, two = results
     norms = [

@@ -34,6 +34,21 @@ def micro_batches(rank: int, world: int) -> list[list[int]]:
     return [[0, 1], [2, 3, 4]] if rank == 0 else [[5, 6, 7], []]
 
 
+def zero_engine(model: Any, optimizer: Any, stage: int) -> tuple[Any, Any]:
+    import deepspeed
+
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 1.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {"stage": stage},
+    }
+    engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine, optimizer
+
+
 def run(accelerator: Any, folder: str, out: Path, engine: str, tokenizer: Any) -> None:
     lora = LoraSettings(rank=2) if engine == "ddp-lora" else None
     settings = TrainingSettings(learning_rate=1e-2, lora=lora)
@@ -56,6 +71,8 @@ def run(accelerator: Any, folder: str, out: Path, engine: str, tokenizer: Any) -
             fully_shard(model)
             return model, *make_optimizer(model, settings, 4)
         optimizer, rate = make_optimizer(model, settings, 4)
+        if engine.startswith("zero"):
+            return *zero_engine(model, optimizer, int(engine[4])), rate
         return *accelerator.prepare(model, optimizer), rate
 
     def steps(model: Any, optimizer: Any, rate: Any, first: int, last: int) -> list[float]:

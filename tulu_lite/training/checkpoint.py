@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig
 
@@ -19,6 +20,7 @@ from ..files import write_json
 from .folders import new_folder, write_tensors
 from .model import merged_weights, unwrapped
 from .sharding import agree, assign, from_all, is_main, rank, spread_like, whole
+from .zero import is_zero, optimizer_tensors, set_optimizer_tensors, shape_of
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 FORMAT = 1
@@ -117,7 +119,7 @@ def _read(save: Path, parameters: dict[str, Tensor]) -> dict[str, Any] | None:
         moments = _shapes(save / OPTIMIZER)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
-    if shapes != {name: list(parameter.shape) for name, parameter in parameters.items()}:
+    if shapes != {name: shape_of(parameter) for name, parameter in parameters.items()}:
         return None
     fits = all(
         name in shapes and shape in ([], shapes[name])
@@ -143,6 +145,9 @@ def _inner(optimizer: Any) -> torch.optim.Optimizer:
 
 def _optimizer_tensors(parameters: dict[str, Tensor], optimizer: Any) -> Iterator[tuple[str, Tensor]]:
     """("exp_avg|NAME", tensor) and so on. A parameter that was never stepped has none."""
+    if any(is_zero(parameter) for parameter in parameters.values()):
+        yield from optimizer_tensors(parameters, optimizer)
+        return
     states = _inner(optimizer).state
     for name, parameter in parameters.items():
         for key, value in states.get(parameter, {}).items():
@@ -150,6 +155,9 @@ def _optimizer_tensors(parameters: dict[str, Tensor], optimizer: Any) -> Iterato
 
 
 def _restore_optimizer(path: Path, parameters: dict[str, Tensor], optimizer: Any) -> None:
+    if any(is_zero(parameter) for parameter in parameters.values()):
+        set_optimizer_tensors(parameters, optimizer, load_file(path))
+        return
     inner = _inner(optimizer)
     names = {id(parameter): name for name, parameter in parameters.items()}
     order = [names[id(parameter)] for group in inner.param_groups for parameter in group["params"]]

@@ -16,7 +16,8 @@ from transformers.utils import logging as hf_logging
 from ..errors import TuluLiteError
 from ..recipe.training import LoraSettings
 from .logprobs import LogprobModel, token_logprobs
-from .sharding import gathered, whole
+from .sharding import whole
+from .zero import gathered, is_zero
 
 PEFT_PREFIX = "base_model.model."
 
@@ -202,6 +203,9 @@ def _merged(value: Tensor, layer: Any = None) -> Iterator[Tensor]:
     """The whole of a weight that may be sharded, with its layer's adapters (if any) merged in."""
     factors = [] if layer is None else [p for n, p in layer.named_parameters() if "lora_" in n]
     with gathered([value, *factors]):
+        if is_zero(value) and value.requires_grad:
+            yield whole(value)
+            return
         tensor = value.detach()
         if layer is not None:
             for adapter in layer.active_adapters:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from ..errors import TuluLiteError
 from ..recipe.training import TrainingSettings
+from .zero import shape_of
 
 
 def make_optimizer(
@@ -23,8 +23,8 @@ def make_optimizer(
     each update, counted from 1."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if len(shape_of(p)) >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if len(shape_of(p)) < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -60,7 +60,7 @@ def accumulating(accelerator: Accelerator, model: nn.Module, last: bool) -> Iter
 
     Under DeepSpeed no update happens before finish_update either, which accelerate would otherwise start by itself.
     """
-    if _is_deepspeed(accelerator):
+    if _is_deepspeed(model):
         engine: Any = model
         engine.set_gradient_accumulation_boundary(last)
         yield
@@ -76,7 +76,7 @@ def backward(accelerator: Accelerator, model: nn.Module, loss: Tensor) -> None:
     processes: hence the factor.
     """
     loss = loss * accelerator.num_processes
-    if _is_deepspeed(accelerator):
+    if _is_deepspeed(model):
         engine: Any = model
         engine.backward(loss)
     else:
@@ -93,7 +93,7 @@ def finish_update(
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
-    if _is_deepspeed(accelerator):
+    if _is_deepspeed(model):
         return _finish_deepspeed(model, max_grad_norm, where)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norm = float(_whole_norm(accelerator.clip_grad_norm_(trained, max_grad_norm)))
@@ -129,5 +129,5 @@ def _not_finite(norm: float, where: str, state: str) -> TuluLiteError:
     )
 
 
-def _is_deepspeed(accelerator: Accelerator) -> bool:
-    return accelerator.distributed_type == DistributedType.DEEPSPEED
+def _is_deepspeed(model: Any) -> bool:
+    return hasattr(model, "set_gradient_accumulation_boundary")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .zero import gathered, is_zero, master_weight, set_weight
 
 
 def rank() -> int:
@@ -37,18 +38,14 @@ def agree(error: BaseException | None) -> None:
         raise first
 
 
-def gathered(parameters: list[Any]) -> AbstractContextManager[Any]:
-    """Under DeepSpeed ZeRO-3 a context in which the parameters are whole; elsewhere they are so already."""
-    spread = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if spread:
-        import deepspeed
-
-        return deepspeed.zero.GatheredParameters(spread)
-    return nullcontext()
-
-
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that FSDP may have spread over processes; itself when it did not."""
+    """The whole of a tensor that FSDP or ZeRO may have spread over processes; itself when none did."""
+    if is_zero(tensor):
+        master = master_weight(tensor)
+        if master is not None:
+            return master
+        with gathered([tensor]):
+            return tensor.detach().clone()
     tensor = tensor.detach()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
@@ -65,4 +62,7 @@ def spread_like(value: Tensor, like: Any) -> Tensor:
 @torch.no_grad()
 def assign(parameter: Tensor, value: Tensor) -> None:
     """Overwrite a parameter, spread or not, by a whole tensor."""
+    if is_zero(parameter):
+        set_weight(parameter, value)
+        return
     parameter.copy_(spread_like(value, parameter))
