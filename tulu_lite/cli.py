@@ -82,12 +82,13 @@ def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 def _show_report(recipe, steps) -> None:  # type: ignore[no-untyped-def]
-    from .pipeline.report import report_table, write_report
+    from .pipeline.report import report_tables, write_report
 
     rows, files = write_report(recipe, steps)
     console.print()
     if rows:
-        console.print(report_table(recipe, rows))
+        for table in report_tables(recipe, rows):
+            console.print(table)
     models = Table(title="Where everything lies", title_justify="left", show_header=False, pad_edge=False, box=None)
     models.add_column(no_wrap=True)
     models.add_column(overflow="fold")

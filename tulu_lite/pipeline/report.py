@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from ..files import atomic_file, write_atomic
@@ -63,7 +64,7 @@ def _row(evaluation: str, model: str, step: Step, known: dict[str, Step], marks:
     before = _before(model, known, marks)
     gain = _paired([marks[model]], [marks[before]]) if before else None
     chosen = any(other.kind == "select" and other.done and other.result["summary"]["chosen"] == model for other in known.values())  # type: ignore[index]
-    others = {name: Estimate(**value) for name, value in summary.items() if name == "sampled_accuracy" or name.startswith("pass@")}
+    others = {name: Estimate(**value) for name, value in summary.items() if name == "sampled_accuracy" or (name.startswith("pass@") and name != "pass@1")}
     by_source = {source: figures["accuracy"]["value"] for source, figures in summary["by_source"].items()}
     return Row(evaluation, model, chosen, Estimate(**summary["accuracy"]), gain, before or "", by_source, others)
 
@@ -93,40 +94,48 @@ def _paired(after: list[dict[str, float]], before: list[dict[str, float]]) -> Es
     return difference([[one[p] for p in prompts] for one in after], [[one[p] for p in prompts] for one in before])
 
 
-def report_table(recipe: Recipe, rows: list[Row]) -> Table:
-    """For the terminal. `*` marks the seed that goes on."""
-    table = Table(title=f"{recipe.name}: accuracy in % with 95 % intervals (* the seed that goes on)", title_justify="left", pad_edge=False)
-    evaluations = list(dict.fromkeys(row.evaluation for row in rows))
+def report_tables(recipe: Recipe, rows: list[Row]) -> list[Table]:
+    """For the terminal: accuracy with intervals, and by source. `*` marks the seed that goes on."""
+    several = len({row.evaluation for row in rows}) > 1
     others = list(dict.fromkeys(name for row in rows for name in row.others))
     sources = list(dict.fromkeys(source for row in rows for source in row.by_source))
-    sources = sources if len(sources) > 1 else []
-    for name in [*(["on"] if len(evaluations) > 1 else []), "model"]:
-        table.add_column(name, no_wrap=True)
-    for name in ["greedy", "gain over", *others, *sources]:
-        table.add_column(name.replace("_", " "), justify="right")
+    main = _table(f"{recipe.name}: greedy accuracy in %, with 95 % intervals (* the seed that goes on)")
+    for name in [*(["on"] if several else []), "model", "accuracy", "gain", "over", *others]:
+        main.add_column(name.replace("_", " "), no_wrap=True, justify="left" if name in ("on", "model", "over") else "right")
+    parts = _table("accuracy in % by source")
+    for name in [*(["on"] if several else []), "model", *sources]:
+        parts.add_column(name, no_wrap=len(sources) < 12, justify="left" if name in ("on", "model") else "right")
     for row in rows:
-        cells = [*([row.evaluation] if len(evaluations) > 1 else []), f"{row.model} *" if row.chosen else row.model]
-        cells += [row.accuracy.percent(), gain_text(row)]
-        cells += [row.others[name].percent() if name in row.others else "" for name in others]
-        cells += [f"{100 * row.by_source[source]:.0f}" if source in row.by_source else "" for source in sources]
-        table.add_row(*cells, style="bold" if row.chosen or row.model.endswith("(mean)") else None)
-    return table
+        head = [*([row.evaluation] if several else []), f"{row.model} *" if row.chosen else row.model]
+        style = "bold" if row.chosen or row.model.endswith("(mean)") else None
+        figures = [row.others[name].percent() if name in row.others else "" for name in others]
+        main.add_row(*head, row.accuracy.percent(), gain_text(row), row.gain_over, *figures, style=style)
+        parts.add_row(*head, *(f"{100 * row.by_source[name]:.0f}" if name in row.by_source else "" for name in sources), style=style)
+    return [main, parts] if len(sources) > 1 else [main]
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD)
 
 
 def gain_text(row: Row) -> str:
     if row.gain is None:
         return ""
-    return f"{100 * row.gain.value:+.1f} [{100 * row.gain.low:+.1f}, {100 * row.gain.high:+.1f}] {row.gain_over}"
+    return f"{100 * row.gain.value:+.1f} [{100 * row.gain.low:+.1f}, {100 * row.gain.high:+.1f}]"
 
 
 def markdown(recipe: Recipe, rows: list[Row]) -> str:
-    """The same table as a Markdown file."""
-    lines = [f"# {recipe.name}", "", "Accuracy in % with 95 % intervals; * marks the seed that goes on.", ""]
-    lines += ["| on | model | greedy | gain over | sampled | pass@k |", "| --- | --- | --- | --- | --- | --- |"]
+    """The same as a Markdown file."""
+    sources = list(dict.fromkeys(source for row in rows for source in row.by_source))
+    others = list(dict.fromkeys(name for row in rows for name in row.others))
+    head = ["on", "model", "accuracy", "gain", "over", *(name.replace("_", " ") for name in others), *sources]
+    lines = [f"# {recipe.name}", "", "Greedy accuracy in % with 95 % intervals; * marks the seed that goes on.", ""]
+    lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in rows:
-        sampled = row.others["sampled_accuracy"].percent() if "sampled_accuracy" in row.others else ""
-        pass_at = ", ".join(f"{name} {value.percent()}" for name, value in row.others.items() if name.startswith("pass@"))
-        lines.append(f"| {row.evaluation} | {row.model}{' *' if row.chosen else ''} | {row.accuracy.percent()} | {gain_text(row)} | {sampled} | {pass_at} |")
+        cells = [row.evaluation, f"{row.model}{' *' if row.chosen else ''}", row.accuracy.percent(), gain_text(row), row.gain_over]
+        cells += [row.others[name].percent() if name in row.others else "" for name in others]
+        cells += [f"{100 * row.by_source[source]:.0f}" if source in row.by_source else "" for source in sources]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -145,6 +154,7 @@ def plot_curves(recipe: Recipe, steps: list[Step], path: Path) -> bool:
     for axis, (title, lines) in zip(axes[0], panels, strict=True):
         for label, points, style in lines:
             axis.plot(*zip(*points, strict=True), style, label=label, linewidth=1.5, markersize=4)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_title(title)
         axis.set_xlabel("optimiser step" if "loss" in title else "step")
         axis.grid(alpha=0.3)
@@ -192,4 +202,4 @@ def write_report(recipe: Recipe, steps: list[Step]) -> tuple[list[Row], dict[str
     return rows, files
 
 
-__all__ = ["Row", "plot_curves", "report_rows", "report_table", "write_report"]
+__all__ = ["Row", "plot_curves", "report_rows", "report_tables", "write_report"]

@@ -105,7 +105,8 @@ class Runner:
             self.server = RolloutServer(self.recipe.server, folder, server_dir, server_dir / "log.txt")
             self.server.start()
         if step.samples and self.server is not None:
-            self.display.waiting("the rollout server starts")
+            if self.server.state.state != "ready":
+                self.display.waiting("waiting for the rollout server")
             self.server.wait_ready()
         if self.server is not None and not any(other.samples for other in later):
             self.close()  # nothing samples any more: give its memory and cores back

@@ -16,7 +16,7 @@ from .ledger import Ledger
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One unit of work: what one process does, in one folder."""
 

@@ -50,7 +50,7 @@ def train(ctx: StepContext) -> None:
     stage: DpoStage = ctx.stage
     recipe = ctx.recipe
     template = ChatTemplate.load(recipe.chat_template, load_tokenizer(recipe.model, recipe.revision), recipe.model)
-    pairs, report = load_pairs(stage, template, seed=ctx.seed, stage_rows=ctx.stage_rows)
+    pairs, report = load_pairs(stage, template, seed=recipe.seed, stage_rows=ctx.stage_rows)
     for note in report.notes():
         print(note, flush=True)
 

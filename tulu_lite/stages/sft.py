@@ -27,7 +27,7 @@ def train(ctx: StepContext) -> None:
     recipe = ctx.recipe
     template = ChatTemplate.load(recipe.chat_template, load_tokenizer(recipe.model, recipe.revision), recipe.model)
     template.check()
-    examples, report = load_conversations(stage, template, seed=ctx.seed)
+    examples, report = load_conversations(stage, template, seed=recipe.seed)
     for note in report.notes():
         print(note, flush=True)
 
