@@ -1,0 +1,89 @@
+"""Verdicts land on the right responses, and a broken verifier stops the stage instead of teaching it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tulu_lite.errors import TuluLiteError
+from tulu_lite.judging import Judge, check_references, judging, verifier_spec
+from tulu_lite.recipe import Recipe
+from tulu_lite.records import Prompt, Rollout, RolloutGroup
+from verifiers import Verdict
+from verifiers.base import error, scored
+
+
+def recipe(**fields: Any) -> Recipe:
+    stage = {"name": "test", "kind": "evaluate", "models": ["base"], "data": "rows.jsonl", "max_tokens": 4}
+    return Recipe(name="r", model="/m", output="/o", verifier_workers=1, stages=[stage], **fields)  # type: ignore[arg-type]
+
+
+def prompt(id: str, reference: Any = "3", verifier: str = "number") -> Prompt:
+    return Prompt(id=id, text=id, token_ids=(1,), source="rows", verifier=verifier, reference=reference, user=f"q{id}")
+
+
+def group(id: str, *texts: str, **fields: Any) -> RolloutGroup:
+    return RolloutGroup(prompt(id, **fields), tuple(Rollout((5,), (-1.0,), (0,), "stop", text) for text in texts))
+
+
+class Pool:
+    """Stands for the verifier pool: verdicts by response text."""
+
+    def __init__(self, verdicts: dict[str, Verdict]) -> None:
+        self.verdicts, self.items = verdicts, []  # type: ignore[var-annotated]
+
+    def verify(self, items: Any) -> list[Verdict]:
+        self.items = list(items)
+        return [self.verdicts[sample.response] for _, sample in self.items]
+
+
+def test_verdicts_land_on_their_own_rollouts_in_order() -> None:
+    pool = Pool({"a": scored(1.0), "b": scored(0.0), "c": scored(0.5)})
+    groups = [group("1", "a", "b"), group("2", "c", reference="9", verifier="mine"), group("3", "b", "a")]
+    judged = Judge(recipe(verifiers={"mine": "boxed"}), pool, 0.0)(groups)  # type: ignore[arg-type]
+    assert [one.scores for one in judged] == [[1.0, 0.0], [0.5], [0.0, 1.0]]
+    assert [one.prompt for one in judged] == [one.prompt for one in groups]
+    spec, sample = pool.items[2]
+    assert spec == "boxed"
+    assert (sample.response, sample.reference, sample.prompt, sample.finished) == ("c", "9", "q2", True)
+
+
+def test_more_errors_than_allowed_stop_the_stage_and_name_the_commonest() -> None:
+    verdicts = {"a": scored(1.0), "x": error("no such file"), "y": error("other")}
+    judge = Judge(recipe(), Pool(verdicts), 0.5)  # type: ignore[arg-type]
+    assert judge([group("1", "a", "x")])[0].scores == [1.0, None]  # half is allowed
+    with pytest.raises(TuluLiteError) as caught:
+        judge([group("1", "a", "x", "x", "y")])
+    assert "failed on 3 of 4 responses" in caught.value.what
+    assert "no such file" in caught.value.why
+    assert "other" not in caught.value.why
+    assert "max_error_share" in caught.value.cure
+
+
+def test_real_pool_judges_and_its_processes_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("def judge(response, reference):\n    return response == reference * 2\n")
+    monkeypatch.chdir(tmp_path)
+    with judging(recipe(verifiers={"double": "mine.py:judge"}), 0.0) as judge:
+        judged = judge([group("1", "so 3.", "so 4."), group("2", "xx", "x", reference="x", verifier="double")])
+    assert [one.scores for one in judged] == [[1.0, 0.0], [1.0, 0.0]]
+
+
+def test_specs_by_name_by_registry_and_as_json() -> None:
+    own = recipe(verifiers={"mine": {"all_of": ["number"]}})
+    assert verifier_spec(own, "mine") == {"all_of": ["number"]}
+    assert verifier_spec(own, "number") == "number"
+    assert verifier_spec(own, '{"all_of": ["number"]}') == {"all_of": ["number"]}
+
+
+def test_a_reference_that_cannot_be_used_names_stage_row_and_verifier() -> None:
+    check_references(recipe(), [prompt("1")], "stage rl, data")
+    with pytest.raises(TuluLiteError) as caught:
+        check_references(recipe(), [prompt("1"), prompt("2", reference="no number")], "stage rl, data")
+    message = str(caught.value)
+    assert "stage rl, data" in message
+    assert "'number'" in message
+    assert "q2" in message
+    with pytest.raises(TuluLiteError, match="nosuch"):
+        check_references(recipe(), [prompt("1", verifier="nosuch")], "stage rl, data")
