@@ -61,6 +61,7 @@ class Ledger:
     def start_run(self, name: str, recipe: str, version: str) -> int:
         with self._open() as db:
             db.execute("UPDATE runs SET status = 'killed' WHERE status = 'running'")
+            db.execute("UPDATE steps SET status = 'killed' WHERE status = 'running' AND run IS NOT NULL")
             cursor = db.execute(
                 "INSERT INTO runs (name, recipe, version, pid, started, status) VALUES (?, ?, ?, ?, ?, 'running')",
                 (name, recipe, version, os.getpid(), time.time()),

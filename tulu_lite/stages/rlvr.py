@@ -293,7 +293,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             rows = [response_row(group, rollout, "train") for group in groups[:KEPT_GROUPS] for rollout in group.rollouts]
             write_atomic(self.ctx.dir / "rollouts" / f"step-{step:06d}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        shown = {"reward": figures["reward"], "length": figures["response_tokens"], "kl": figures["kl"]}
+        shown: dict[str, Any] = {"reward": figures["reward"], "length": figures["response_tokens"], "kl": figures["kl"]}
         if self.state["validation"] is not None:
             shown["validation"] = self.state["validation"]
         self.ctx.progress(step, self.stage.steps, **shown)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from ..datasets.batching import pack_by_length
 from .accelerator import make_accelerator
-from .checkpoint import export_model, load_latest, save_checkpoint
+from .checkpoint import load_latest, save_checkpoint
+from .checkpoint import export_model
 from .model import load_model
-from .optim import finish_update, make_optimizer
+from .optim import accumulating, backward, finish_update, make_optimizer
 
 
 class Training:
@@ -30,13 +30,9 @@ class Training:
         optimizer, self.rate = make_optimizer(model, stage, updates)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
-    @property
-    def bare_model(self) -> torch.nn.Module:
-        return self.accelerator.unwrap_model(self.model)
-
     def resume(self) -> int:
         """Load the last save, if there is one; returns its step, or 0."""
-        state = load_latest(self.ctx.checkpoints, model=self.bare_model, optimizer=self.optimizer)
+        state = load_latest(self.ctx.checkpoints, model=self.model, optimizer=self.optimizer)
         step = 0 if state is None else int(state["step"])
         self.ctx.metrics.resume(step)
         self.ctx.progress(step, self.updates)
@@ -56,10 +52,10 @@ class Training:
         micro_batches += [[]] * (max(1, int(counts.max())) - len(micro_batches))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, indices in enumerate(micro_batches, 1):
-            with nullcontext() if number == len(micro_batches) else self.accelerator.no_sync(self.model):
+            with accumulating(self.accelerator, self.model, last=number == len(micro_batches)):
                 loss = loss_of([batch[i] for i in indices])
                 total += loss.detach().double()
-                self.accelerator.backward(loss * self.accelerator.num_processes)  # DDP averages; shares add up
+                backward(self.accelerator, self.model, loss)
         rate = self.rate(step)
         norm = finish_update(self.accelerator, self.model, self.optimizer, rate, self.stage.max_grad_norm, f"stage {self.stage.name}, step {step}")
         return float(self.accelerator.reduce(total, "sum")), norm, rate
@@ -67,16 +63,12 @@ class Training:
     def save_if_due(self, step: int, steps: int) -> None:
         if step % self.stage.save_every_steps and step != steps:
             return
-        if self.accelerator.is_main_process:
-            path = save_checkpoint(self.ctx.checkpoints, step, model=self.bare_model, optimizer=self.optimizer, state={"step": step})
-            self.ctx.saved(step, path)
-        self.accelerator.wait_for_everyone()
+        path = save_checkpoint(self.ctx.checkpoints, step, model=self.model, optimizer=self.optimizer, state={"step": step})
+        self.ctx.saved(step, path)
 
     def finish(self, template: Any, summary: dict[str, Any]) -> None:
         """Export the model and declare the step done."""
         folder = self.ctx.dir / "model"
-        if self.accelerator.is_main_process:
-            card = self.ctx.model_card(summary)
-            export_model(folder, self.bare_model, init_model=self.ctx.init_model, template=template, card=card)
-        self.accelerator.wait_for_everyone()
+        card = self.ctx.model_card(summary)
+        export_model(folder, self.model, init_model=self.ctx.init_model, template=template, card=card)
         self.ctx.finish(model=folder, summary=summary)

@@ -180,3 +180,10 @@ def test_any_yaml_loads_or_is_a_clear_error(tmp_path_factory: pytest.TempPathFac
     file.write_text(yaml.safe_dump(minimal(stages=data) if not isinstance(data, dict) else data))
     with pytest.raises(TuluLiteError):
         load_recipe(file)
+
+
+def test_the_readmes_example_loads(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    example = readme.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "example.yaml").write_text(example)
+    assert [stage.kind for stage in load_recipe(tmp_path / "example.yaml").stages] == ["sft", "preferences", "dpo", "rlvr", "evaluate"]
