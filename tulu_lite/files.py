@@ -70,7 +70,7 @@ def explain_os_error(error: OSError, path: Path) -> Exception:
             why="what was written before is whole; nothing was overwritten",
             cure="free some space, or set `output` to a folder on another disk, and run the same command again",
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):  # ENOENT: no folder can be made there
         return TuluLiteError(
             f"cannot write {path}: {error.strerror}",
             cure="make the folder writable, or set `output` to one that is",

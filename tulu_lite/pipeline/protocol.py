@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 SERVER_VARIABLE = "TULU_LITE_SERVER"  # the run's server.json, set by the runner for the processes it starts
+RUN_VARIABLE = "TULU_LITE_RUN"  # the run's process as pid:start time, set likewise
 USER_ERROR = 2  # exit code: error.json says what to mend
 
 

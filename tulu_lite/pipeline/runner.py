@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from .. import __version__
 from ..errors import ServerError, TuluLiteError
 from ..files import read_json, write_atomic, write_json
 from ..recipe import Recipe, RlvrStage, dump_recipe
+from ..rollout.process import die_with_parent, start_time
 from ..rollout.server import RolloutServer
 from .command import shown, step_command
 from .ledger import Ledger
 from .lock import exclusive
 from .models import local_model
 from .plan import PlannedStep, make_plan
-from .protocol import SERVER_VARIABLE, USER_ERROR
+from .protocol import RUN_VARIABLE, SERVER_VARIABLE, USER_ERROR
 from .select import choose_seed
 from .show import Display
 from .steps import Step, model_path
@@ -128,7 +130,7 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 env=self._environment(step),
                 start_new_session=True,  # Ctrl-C reaches this process, which then stops the step in good order
-                preexec_fn=_die_with_runner,
+                preexec_fn=partial(die_with_parent, signal.SIGKILL, os.getpid()),
             )
         try:
             while process.poll() is None:
@@ -147,7 +149,7 @@ class Runner:
         settings = getattr(step.stage, "accelerate", None) or self.recipe.accelerate
         threads = settings.threads if step.trains else 1
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        environment |= {"PYTHONUNBUFFERED": "1", "DO_NOT_TRACK": "1"}
+        environment |= {"PYTHONUNBUFFERED": "1", "DO_NOT_TRACK": "1", RUN_VARIABLE: f"{os.getpid()}:{start_time(os.getpid())}"}
         if self.server is not None:
             environment[SERVER_VARIABLE] = str(self.server.state_file)
         return environment
@@ -184,12 +186,6 @@ def tail(file: Path, lines: int) -> list[str]:
             return handle.read().decode(errors="replace").splitlines()[-lines:]
     except OSError:
         return []
-
-
-def _die_with_runner() -> None:
-    from ..rollout.process import die_with_parent
-
-    die_with_parent(signal.SIGKILL)
 
 
 def _end_group(process: subprocess.Popen[Any]) -> None:

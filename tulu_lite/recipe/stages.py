@@ -15,7 +15,10 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, (str, dict)) else value
 
 
-Sources = Annotated[tuple[DataSource, ...], BeforeValidator(_as_list), Field(min_length=1)]
+_Short = str | DataSource  # as it may be written in YAML
+Sources = Annotated[
+    tuple[DataSource, ...], BeforeValidator(_as_list, json_schema_input_type=_Short | list[_Short]), Field(min_length=1)
+]
 StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
 
 
