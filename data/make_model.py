@@ -160,7 +160,9 @@ def main() -> None:
     texts = read_texts(args.text, args.fields)
     tokenizer = train_tokenizer(texts, args.vocabulary, args.context)
     model = build(tokenizer, args.hidden, args.layers, args.context)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(texts)} texts")
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(texts)} texts"
+    )
     stream = batches(tokenizer, texts, args.rows, args.length, args.seed)
     loss = pretrain(model, stream, args.steps, args.lr) if args.steps else None
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,10 @@ def main() -> int:
     print(f"setting up {VENV} ({extra}); this happens once and takes a few minutes", flush=True)
     began = time.monotonic()
     if not PYTHON.exists():
-        step([sys.executable, "-m", "venv", str(VENV)], "could not make a virtual environment; on Debian and Ubuntu install python3-venv")
+        step(
+            [sys.executable, "-m", "venv", str(VENV)],
+            "could not make a virtual environment; on Debian and Ubuntu install python3-venv",
+        )
     if extra == "cpu":
         install_cpu()
     else:
@@ -56,19 +59,26 @@ def install_cpu() -> None:
         )
     # --no-deps: the list is complete, and the packages that it leaves out on purpose (torchvision, torchaudio,
     # torchcodec: CUDA builds that break beside a CPU torch) must not come back as somebody's dependency
-    pip(["install", "--no-deps", "-r", str(REQUIREMENTS)], "could not install the pinned packages of requirements/cpu.txt")
+    pip(
+        ["install", "--no-deps", "-r", str(REQUIREMENTS)],
+        "could not install the pinned packages of requirements/cpu.txt",
+    )
     pip(["install", "--no-deps", "-e", str(ROOT)], "could not install tulu-lite itself")
 
 
 def check_python() -> None:
     if sys.version_info < (3, 11):
-        stop(f"Python {sys.version.split()[0]} is too old: tulu_lite needs 3.11 or newer.\n  cure: make PYTHON=python3.11 quickstart (or another newer Python)")
+        stop(
+            f"Python {sys.version.split()[0]} is too old: tulu_lite needs 3.11 or newer.\n  cure: make PYTHON=python3.11 quickstart (or another newer Python)"
+        )
 
 
 def check_disk(needed_gb: int) -> None:
     free_gb = shutil.disk_usage(ROOT).free / 1e9
     if free_gb < needed_gb and not PYTHON.exists():
-        stop(f"only {free_gb:.1f} GB are free where {ROOT} lies; the set-up needs about {needed_gb} GB.\n  cure: free some space, or clone the project onto a larger disk")
+        stop(
+            f"only {free_gb:.1f} GB are free where {ROOT} lies; the set-up needs about {needed_gb} GB.\n  cure: free some space, or clone the project onto a larger disk"
+        )
 
 
 def has_nvidia_gpu() -> bool:

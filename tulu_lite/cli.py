@@ -26,7 +26,10 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Overrides of fields, such as seed=7 stages.sft.epochs=3 'stages.rlvr.seeds=[4,5,6]'.", show_default=False),
+    typer.Argument(
+        help="Overrides of fields, such as seed=7 stages.sft.epochs=3 'stages.rlvr.seeds=[4,5,6]'.",
+        show_default=False,
+    ),
 ]
 
 
@@ -44,7 +47,9 @@ def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
     try:
         steps = run_recipe(loaded, display)
     except Interrupted:
-        console.print("[yellow]Interrupted.[/yellow] What was saved is kept; run the same command again to go on.")
+        console.print(
+            "[yellow]Interrupted.[/yellow] What was saved is kept; run the same command again to go on."
+        )
         raise typer.Exit(130) from None
     finally:
         display.close()
@@ -67,7 +72,9 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
         console.print(f"[dim]{note}[/dim]", soft_wrap=True)
     waiting = [step for step in planned if step.state != "done"]
     tokens = sum(step.size.tokens for step in waiting if step.size)
-    console.print(f"{len(planned) - len(waiting)} of {len(planned)} steps are done; the rest is at most {tokens:,} tokens.")
+    console.print(
+        f"{len(planned) - len(waiting)} of {len(planned)} steps are done; the rest is at most {tokens:,} tokens."
+    )
 
 
 @app.command()
@@ -89,7 +96,9 @@ def _show_report(recipe, steps) -> None:  # type: ignore[no-untyped-def]
     if rows:
         for table in report_tables(recipe, rows):
             console.print(table)
-    models = Table(title="Where everything lies", title_justify="left", show_header=False, pad_edge=False, box=None)
+    models = Table(
+        title="Where everything lies", title_justify="left", show_header=False, pad_edge=False, box=None
+    )
     models.add_column(no_wrap=True)
     models.add_column(overflow="fold")
     for what, path in files.items():
@@ -115,7 +124,17 @@ def runs(recipe: RecipeFile, overrides: Overrides = None) -> None:
         minutes = f"{((row['ended'] or time.time()) - row['started']) / 60:.1f}"
         table.add_row(str(row["id"]), _when(row["started"]), minutes, row["status"])
     console.print(table)
-    table = Table("step", "status", "attempts", "started", "minutes", "folder", title="Steps", title_justify="left", pad_edge=False)
+    table = Table(
+        "step",
+        "status",
+        "attempts",
+        "started",
+        "minutes",
+        "folder",
+        title="Steps",
+        title_justify="left",
+        pad_edge=False,
+    )
     for row in ledger.steps():
         minutes = f"{(row['ended'] - row['started']) / 60:.1f}" if row["ended"] else ""
         status = row["status"] + (f": {row['error']}" if row["error"] else "")
@@ -128,7 +147,9 @@ def _when(stamp: float) -> str:
 
 
 @app.command()
-def schema(output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this file.")] = None) -> None:
+def schema(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this file.")] = None,
+) -> None:
     """Print the JSON schema of a recipe, for editors."""
     from .recipe import recipe_schema
 
@@ -143,7 +164,9 @@ def schema(output: Annotated[Path | None, typer.Option("--output", "-o", help="W
 def serve(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    status: Annotated[bool, typer.Option("--status", help="Tell the state of the recipe's server instead.")] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Tell the state of the recipe's server instead.")
+    ] = False,
 ) -> None:
     """Start the recipe's rollout server alone, on the recipe's model, until Ctrl-C."""
     from .pipeline.models import local_model
@@ -163,7 +186,9 @@ def main() -> None:
     try:
         app()
     except TuluLiteError as error:
-        Console(stderr=True, highlight=False).print("\n".join(error.lines()), style="red", markup=False, soft_wrap=True)
+        Console(stderr=True, highlight=False).print(
+            "\n".join(error.lines()), style="red", markup=False, soft_wrap=True
+        )
         sys.exit(2)
 
 

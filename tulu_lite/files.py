@@ -70,13 +70,19 @@ def explain_os_error(error: OSError, path: Path) -> Exception:
             why="what was written before is whole; nothing was overwritten",
             cure="free some space, or set `output` to a folder on another disk, and run the same command again",
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):  # ENOENT: no folder can be made there
+    if error.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOENT,
+    ):  # ENOENT: no folder can be made there
         return TuluLiteError(
             f"cannot write {path}: {error.strerror}",
             cure="make the folder writable, or set `output` to one that is",
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return TuluLiteError(
-            f"cannot write {path}: a part of the path is a file, not a folder", cure="set `output` to another folder"
+            f"cannot write {path}: a part of the path is a file, not a folder",
+            cure="set `output` to another folder",
         )
     return error

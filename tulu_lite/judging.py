@@ -74,7 +74,9 @@ class Judge:
         return list(_with_verdicts(groups, iter(verdicts)))
 
     def _check_errors(self, verdicts: Sequence[verifiers.Verdict]) -> None:
-        errors = Counter(f"{verdict.verifier}: {verdict.reason}" for verdict in verdicts if verdict.score is None)
+        errors = Counter(
+            f"{verdict.verifier}: {verdict.reason}" for verdict in verdicts if verdict.score is None
+        )
         failed = sum(errors.values())
         if failed > self.max_error_share * len(verdicts):
             common, times = errors.most_common(1)[0]
@@ -85,7 +87,9 @@ class Judge:
             )
 
 
-def _with_verdicts(groups: Sequence[RolloutGroup], verdicts: Iterator[verifiers.Verdict]) -> Iterator[RolloutGroup]:
+def _with_verdicts(
+    groups: Sequence[RolloutGroup], verdicts: Iterator[verifiers.Verdict]
+) -> Iterator[RolloutGroup]:
     for group in groups:
         yield RolloutGroup(group.prompt, tuple(rollout.judged(next(verdicts)) for rollout in group.rollouts))
 
@@ -93,5 +97,7 @@ def _with_verdicts(groups: Sequence[RolloutGroup], verdicts: Iterator[verifiers.
 @contextmanager
 def judging(recipe: Recipe, max_error_share: float) -> Iterator[Judge]:
     """A Judge whose worker processes live as long as the block."""
-    with verifiers.VerifierPool(workers=recipe.verifier_workers, timeout_s=recipe.verifier_timeout_s, base_dir=Path.cwd()) as pool:
+    with verifiers.VerifierPool(
+        workers=recipe.verifier_workers, timeout_s=recipe.verifier_timeout_s, base_dir=Path.cwd()
+    ) as pool:
         yield Judge(recipe, pool, max_error_share)

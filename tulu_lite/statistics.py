@@ -61,7 +61,9 @@ def difference(after_SN: Sequence[Sequence[float]], before_SN: Sequence[Sequence
     """mean(after) - mean(before) on the same N prompts, paired by prompt; seeds of either side are resampled too."""
     after, before = np.asarray(after_SN, dtype=np.float64), np.asarray(before_SN, dtype=np.float64)
     if after.shape[1] != before.shape[1]:
-        raise ValueError(f"paired differences need the same prompts, not {after.shape[1]} and {before.shape[1]}")
+        raise ValueError(
+            f"paired differences need the same prompts, not {after.shape[1]} and {before.shape[1]}"
+        )
     drawn = np.random.default_rng(0)
     means = np.empty(RESAMPLES)
     for i in range(RESAMPLES):
@@ -81,7 +83,9 @@ def pass_at_k(correct: int, n: int, k: int) -> float:
 
 def _resampled_means(array_SN: np.ndarray) -> np.ndarray:
     drawn = np.random.default_rng(0)
-    return np.array([_draw(array_SN, _draw_prompts(array_SN.shape[1], drawn), drawn) for _ in range(RESAMPLES)])
+    return np.array(
+        [_draw(array_SN, _draw_prompts(array_SN.shape[1], drawn), drawn) for _ in range(RESAMPLES)]
+    )
 
 
 def _draw_prompts(n: int, drawn: np.random.Generator) -> np.ndarray:

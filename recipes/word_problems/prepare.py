@@ -23,13 +23,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 PARTS = (("base", 0.60), ("prompts", 0.80), ("validation", 0.86), ("test", 1.0))
-WORDS = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen twenty".split()
-    )
-} | {"thirty": 30, "forty": 40, "fifty": 50, "dozen": 12}
+UP_TO_TWENTY = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty"
+)
+WORDS = {word: value for value, word in enumerate(UP_TO_TWENTY.split())} | {
+    "thirty": 30,
+    "forty": 40,
+    "fifty": 50,
+    "dozen": 12,
+}
 NUMBER = re.compile(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+\.\d+|\d+|\b(?:" + "|".join(WORDS) + r")\b", re.IGNORECASE)
 
 
@@ -47,12 +50,16 @@ def read(folder: Path) -> Iterator[Problem]:
         yield from problem("asdiv", f"{row['body']} {row['question']}", row["answer"].split(" (")[0])
     for row in rows(folder / "svamp.jsonl"):
         body = row["Body"].strip()
-        yield from problem("svamp", f"{body}{'' if body.endswith('.') else '.'} {row['Question']}", row["Answer"])
+        yield from problem(
+            "svamp", f"{body}{'' if body.endswith('.') else '.'} {row['Question']}", row["Answer"]
+        )
 
 
 def rows(file: Path) -> list[dict]:
     if not file.exists():
-        raise SystemExit(f"there is no {file}; --data names the folder with mawps.jsonl, asdiv.jsonl and svamp.jsonl")
+        raise SystemExit(
+            f"there is no {file}; --data names the folder with mawps.jsonl, asdiv.jsonl and svamp.jsonl"
+        )
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
@@ -72,7 +79,15 @@ def part_of(text: str) -> str:
 
 
 def numbers_in(text: str) -> list[tuple[str, Fraction]]:
-    return [(m[0], Fraction(WORDS.get(m[0].lower(), 0)) if m[0].lower() in WORDS else Fraction(m[0].replace(",", ""))) for m in NUMBER.finditer(text)]
+    return [
+        (
+            m[0],
+            Fraction(WORDS.get(m[0].lower(), 0))
+            if m[0].lower() in WORDS
+            else Fraction(m[0].replace(",", "")),
+        )
+        for m in NUMBER.finditer(text)
+    ]
 
 
 class Equation(NamedTuple):
@@ -87,7 +102,12 @@ class Equation(NamedTuple):
             operand = numbers[place]
             if operation == "/" and operand == 0:
                 return None
-            total = {"+": total + operand, "-": total - operand, "*": total * operand, "/": total / operand if operand else total}[operation]
+            total = {
+                "+": total + operand,
+                "-": total - operand,
+                "*": total * operand,
+                "/": total / operand if operand else total,
+            }[operation]
         return total
 
     def worked(self, numbers: list[Fraction]) -> str:
@@ -96,7 +116,9 @@ class Equation(NamedTuple):
         for length in range(1, len(self.places)):
             result = Equation(self.places[: length + 1], self.operations[:length]).value(numbers)
             assert result is not None
-            steps.append(f"{show(total)}{self.operations[length - 1]}{show(numbers[self.places[length]])}={show(result)}")
+            steps.append(
+                f"{show(total)}{self.operations[length - 1]}{show(numbers[self.places[length]])}={show(result)}"
+            )
             total = result
         return ", ".join(steps)
 
@@ -131,7 +153,9 @@ def variants(item: Problem, count: int, rng: random.Random) -> Iterator[tuple[st
             yield item.text, show(item.answer), show(item.answer)
         return
     yield item.text, equation.worked(values), show(item.answer)
-    swappable = all(value.denominator == 1 for value in values) and len({text for text, _ in found}) == len(found)
+    swappable = all(value.denominator == 1 for value in values) and len({text for text, _ in found}) == len(
+        found
+    )
     for _ in range(count if swappable else 0):
         drawn = [Fraction(rng.randint(2, max(9, min(10 ** len(str(value)) - 1, 999)))) for value in values]
         if "/" in equation.operations and len(equation.places) == 2:
@@ -149,7 +173,9 @@ def variants(item: Problem, count: int, rng: random.Random) -> Iterator[tuple[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with mawps.jsonl, asdiv.jsonl, svamp.jsonl")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with mawps.jsonl, asdiv.jsonl, svamp.jsonl"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base-variants", type=int, default=30, help="of each problem of the base part")
     parser.add_argument("--prompt-variants", type=int, default=2, help="of each problem of the prompts part")
@@ -165,7 +191,15 @@ def main() -> None:
         part = part_of(item.text)
         count = {"base": args.base_variants, "prompts": args.prompt_variants}.get(part, 0)
         for number, (text, completion, answer) in enumerate(variants(item, count, rng)):
-            parts[part].append({"prompt": text, "completion": completion, "reference": answer, "source": item.source, "variant": number})
+            parts[part].append(
+                {
+                    "prompt": text,
+                    "completion": completion,
+                    "reference": answer,
+                    "source": item.source,
+                    "variant": number,
+                }
+            )
     parts["sft"] = [row for row in parts["base"] if row["variant"] == 0]
     args.out.mkdir(parents=True, exist_ok=True)
     for part, made in parts.items():

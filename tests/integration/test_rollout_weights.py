@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -60,7 +63,8 @@ def model(client: RolloutClient, tiny_dir: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(tiny_dir).eval()
 
 
-def test_greedy_equals_transformers_before_and_after_pushes(client, model):
+def test_greedy_equals_transformers_before_and_after_pushes(client, model, rollout_server):
+    generation = rollout_server.state.generation
     assert_greedy_equal(client, model, 0)
     for version in (1, 2):
         model = changed(model, version)
@@ -70,6 +74,7 @@ def test_greedy_equals_transformers_before_and_after_pushes(client, model):
     tiny_step = changed(model, 3, size=1e-6)  # one small optimiser step must arrive as well
     assert push_weights(client, tiny_step.named_parameters(), 3).checked == 15
     assert_greedy_equal(client, tiny_step, 3)
+    assert rollout_server.state.generation == generation
 
 
 def test_sampled_logprobs_equal_transformers_at_the_sampling_temperature(client, model):
@@ -138,7 +143,28 @@ def test_server_itself_finds_a_missing_part_and_goes_back_to_the_former_weights(
     assert_greedy_equal(client, former, 20)
 
 
+def test_a_restart_between_an_update_and_its_record_loses_nothing(client, model, rollout_server, monkeypatch):
+    """The server dies when it holds the weights, and its owner restarts it before last_push.json names them."""
+    generation = rollout_server.state.generation
+    write = weights.write_push
+
+    def die_first(folder, push):
+        os.kill(rollout_server.state.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while rollout_server.state.generation == generation or rollout_server.state.state != "ready":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        write(folder, push)
+
+    monkeypatch.setattr(weights, "write_push", die_first)
+    other = changed(model, 25)
+    push_weights(client, other.named_parameters(), 25)
+    assert client.state().weight_version == 25
+    assert_greedy_equal(client, other, 25)
+
+
 def test_pushed_files_are_removed_when_superseded(client, model, rollout_server):
+    generation = rollout_server.state.generation
     for version in (30, 31):
         push_weights(client, model.named_parameters(), version)
     folders = list(Path(rollout_server.state.push_dir).glob("push-*"))
@@ -146,6 +172,11 @@ def test_pushed_files_are_removed_when_superseded(client, model, rollout_server)
     assert folders[0].name.startswith("push-31-")
     load_checkpoint(client, Path(rollout_server.state.model), 32)
     assert not list(Path(rollout_server.state.push_dir).glob("push-*"))
+    deadline = time.monotonic() + 5
+    while rollout_server.state.weight_version != 32:  # the owner follows
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert rollout_server.state.generation == generation
 
 
 def test_another_model_needs_a_restart_and_tied_weights_and_small_heads_are_handled(

@@ -29,7 +29,9 @@ class EditorYaml(yaml.SafeLoader):
     """YAML 1.2, as editors read it: 5e-4 is a number."""
 
 
-EditorYaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+EditorYaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def as_editor(file: Path) -> Any:
@@ -52,7 +54,10 @@ def tulu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return call
 
 
-ROWS = [{"prompt": f"Add {i} and 1.", "completion": str(i + 1), "reference": str(i + 1), "verifier": "number"} for i in range(8)]
+ROWS = [
+    {"prompt": f"Add {i} and 1.", "completion": str(i + 1), "reference": str(i + 1), "verifier": "number"}
+    for i in range(8)
+]
 
 
 @pytest.fixture
@@ -62,11 +67,36 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "test.jsonl").write_text(json.dumps({**ROWS[0], "prompt": "Add 90 and 1."}) + "\n")
     stages = [
         {"name": "sft", "kind": "sft", "data": "rows.jsonl", "max_length": 160, "learning_rate": 1e-3},
-        {"name": "pairs", "kind": "preferences", "init": "sft", "data": "rows.jsonl", "sampling": {"max_tokens": 8}},
-        {"name": "dpo", "kind": "dpo", "init": "sft", "data": {"stage": "pairs"}, "max_length": 160, "learning_rate": 1e-4},
-        {"name": "test", "kind": "evaluate", "models": ["base", "dpo"], "data": "test.jsonl", "max_tokens": 8},
+        {
+            "name": "pairs",
+            "kind": "preferences",
+            "init": "sft",
+            "data": "rows.jsonl",
+            "sampling": {"max_tokens": 8},
+        },
+        {
+            "name": "dpo",
+            "kind": "dpo",
+            "init": "sft",
+            "data": {"stage": "pairs"},
+            "max_length": 160,
+            "learning_rate": 1e-4,
+        },
+        {
+            "name": "test",
+            "kind": "evaluate",
+            "models": ["base", "dpo"],
+            "data": "test.jsonl",
+            "max_tokens": 8,
+        },
     ]
-    recipe = {"name": "small", "model": str(BASE), "output": "./out", "server": {"max_model_len": 160}, "stages": stages}
+    recipe = {
+        "name": "small",
+        "model": str(BASE),
+        "output": "./out",
+        "server": {"max_model_len": 160},
+        "stages": stages,
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return tmp_path
 
@@ -193,7 +223,9 @@ def test_a_fault_exits_2_with_one_clear_message(tulu: Tulu, project: Path, fault
 
 
 def test_every_problem_of_a_recipe_is_named_at_once(tulu: Tulu, project: Path) -> None:
-    edit(project, lambda recipe: (recipe["stages"][0].update(epochs=0), recipe["stages"][3].pop("max_tokens")))
+    edit(
+        project, lambda recipe: (recipe["stages"][0].update(epochs=0), recipe["stages"][3].pop("max_tokens"))
+    )
     _, _, err = tulu("plan", project / "recipe.yaml")
     assert "2 problems" in err
     assert "epochs" in err

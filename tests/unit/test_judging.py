@@ -21,11 +21,15 @@ def recipe(**fields: Any) -> Recipe:
 
 
 def prompt(id: str, reference: Any = "3", verifier: str = "number") -> Prompt:
-    return Prompt(id=id, text=id, token_ids=(1,), source="rows", verifier=verifier, reference=reference, user=f"q{id}")
+    return Prompt(
+        id=id, text=id, token_ids=(1,), source="rows", verifier=verifier, reference=reference, user=f"q{id}"
+    )
 
 
 def group(id: str, *texts: str, **fields: Any) -> RolloutGroup:
-    return RolloutGroup(prompt(id, **fields), tuple(Rollout((5,), (-1.0,), (0,), "stop", text) for text in texts))
+    return RolloutGroup(
+        prompt(id, **fields), tuple(Rollout((5,), (-1.0,), (0,), "stop", text) for text in texts)
+    )
 
 
 class Pool:
@@ -63,10 +67,14 @@ def test_more_errors_than_allowed_stop_the_stage_and_name_the_commonest() -> Non
 
 
 def test_real_pool_judges_and_its_processes_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.py").write_text("def judge(response, reference):\n    return response == reference * 2\n")
+    (tmp_path / "mine.py").write_text(
+        "def judge(response, reference):\n    return response == reference * 2\n"
+    )
     monkeypatch.chdir(tmp_path)
     with judging(recipe(verifiers={"double": "mine.py:judge"}), 0.0) as judge:
-        judged = judge([group("1", "so 3.", "so 4."), group("2", "xx", "x", reference="x", verifier="double")])
+        judged = judge(
+            [group("1", "so 3.", "so 4."), group("2", "xx", "x", reference="x", verifier="double")]
+        )
     assert [one.scores for one in judged] == [[1.0, 0.0], [1.0, 0.0]]
 
 

@@ -56,7 +56,9 @@ def test_pairing_narrows_the_interval_of_a_difference() -> None:
 def test_seeds_that_differ_widen_the_interval() -> None:
     alike = [[1.0] * 100 + [0.0] * 100] * 3
     apart = [[1.0] * 100 + [0.0] * 100, [1.0] * 200, [0.0] * 200]
-    assert seeds_mean(apart).high - seeds_mean(apart).low > 2 * (seeds_mean(alike).high - seeds_mean(alike).low)
+    assert seeds_mean(apart).high - seeds_mean(apart).low > 2 * (
+        seeds_mean(alike).high - seeds_mean(alike).low
+    )
 
 
 def test_a_difference_needs_the_same_prompts() -> None:

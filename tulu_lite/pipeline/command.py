@@ -21,7 +21,14 @@ def step_command(step: Step, recipe: Recipe, recipe_file: Path) -> list[str]:
     if not step.trains:
         return [sys.executable, *module]
     settings = getattr(step.stage, "accelerate", None) or recipe.accelerate
-    return [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *launch_arguments(settings), *module]
+    return [
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        *launch_arguments(settings),
+        *module,
+    ]
 
 
 def launch_arguments(settings: AccelerateSettings) -> list[str]:

@@ -11,7 +11,18 @@ from ..errors import TuluLiteError
 from .ledger import Ledger
 
 # What of a model folder decides what is trained or sampled. Notes, cards and logs do not.
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*.jinja", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "*.jinja",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+)
 
 
 def digest(data: Any) -> str:
@@ -29,7 +40,10 @@ def file_hash(path: Path, ledger: Ledger) -> str:
         with path.open("rb") as file:
             value = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise TuluLiteError(f"there is no file {path}", cure="check the path in the recipe; relative paths are relative to the recipe file") from None
+        raise TuluLiteError(
+            f"there is no file {path}",
+            cure="check the path in the recipe; relative paths are relative to the recipe file",
+        ) from None
     except OSError as error:
         raise TuluLiteError(f"cannot read {path}: {error.strerror}") from None
     ledger.cache_hash(str(path), status.st_size, status.st_mtime_ns, value)
@@ -42,7 +56,10 @@ def model_hash(model: str, revision: str | None, ledger: Ledger) -> str:
     if not folder.is_absolute():
         return digest({"hub": model, "revision": revision})
     if not folder.is_dir():
-        raise TuluLiteError(f"the model folder {folder} does not exist", cure="check `model` in the recipe: a folder in Hugging Face format, or a hub id")
+        raise TuluLiteError(
+            f"the model folder {folder} does not exist",
+            cure="check `model` in the recipe: a folder in Hugging Face format, or a hub id",
+        )
     files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
     names = {file.name for file in files}
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):

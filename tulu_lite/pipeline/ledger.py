@@ -51,10 +51,17 @@ class Ledger:
             finally:
                 connection.close()
         except sqlite3.DatabaseError as error:
-            cure = "free space on the disk" if "full" in str(error) else "see that the folder is writable; if the file is damaged, move it away: done steps stay done"
+            cure = (
+                "free space on the disk"
+                if "full" in str(error)
+                else "see that the folder is writable; if the file is damaged, move it away: done steps stay done"
+            )
             raise TuluLiteError(f"cannot use the ledger {self.path}: {error}", cure=cure) from None
         except OSError as error:
-            raise TuluLiteError(f"cannot write the output folder {self.path.parent}: {error.strerror}", cure="set `output` to a folder that can be written") from None
+            raise TuluLiteError(
+                f"cannot write the output folder {self.path.parent}: {error.strerror}",
+                cure="set `output` to a folder that can be written",
+            ) from None
 
     # Runs
 
@@ -77,7 +84,17 @@ class Ledger:
 
     # Steps
 
-    def start_step(self, key: str, *, id: str, kind: str, seed: int, identity: dict, folder: str, inputs: Iterable[tuple[str, str]]) -> None:
+    def start_step(
+        self,
+        key: str,
+        *,
+        id: str,
+        kind: str,
+        seed: int,
+        identity: dict,
+        folder: str,
+        inputs: Iterable[tuple[str, str]],
+    ) -> None:
         with self._open() as db:
             run = db.execute("SELECT max(id) FROM runs WHERE status = 'running'").fetchone()[0]
             db.execute(
@@ -86,9 +103,13 @@ class Ledger:
                 "status = 'running', attempts = attempts + 1, error = NULL, ended = NULL, run = excluded.run",
                 (key, id, kind, seed, json.dumps(identity), folder, time.time(), run),
             )
-            db.executemany("INSERT OR IGNORE INTO lineage VALUES (?, ?, ?)", [(key, name, role) for name, role in inputs])
+            db.executemany(
+                "INSERT OR IGNORE INTO lineage VALUES (?, ?, ?)", [(key, name, role) for name, role in inputs]
+            )
 
-    def end_step(self, key: str, status: str, *, error: str | None = None, summary: dict[str, Any] | None = None) -> None:
+    def end_step(
+        self, key: str, status: str, *, error: str | None = None, summary: dict[str, Any] | None = None
+    ) -> None:
         with self._open() as db:
             db.execute(
                 "UPDATE steps SET status = ?, ended = ?, error = ?, summary = ? WHERE key = ?",
@@ -101,7 +122,11 @@ class Ledger:
 
     def last_identity(self, id: str, other_than: str) -> dict[str, Any] | None:
         """What decided the latest step of this id under another key: to say what has changed since."""
-        rows = self._rows("SELECT identity FROM steps WHERE id = ? AND key != ? ORDER BY started DESC LIMIT 1", id, other_than)
+        rows = self._rows(
+            "SELECT identity FROM steps WHERE id = ? AND key != ? ORDER BY started DESC LIMIT 1",
+            id,
+            other_than,
+        )
         return json.loads(rows[0]["identity"]) if rows else None
 
     def steps(self) -> list[dict[str, Any]]:
@@ -114,7 +139,9 @@ class Ledger:
 
     def add_checkpoint(self, key: str, step: int, path: str) -> None:
         with self._open() as db:
-            db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?)", (key, step, path, time.time()))
+            db.execute(
+                "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?)", (key, step, path, time.time())
+            )
 
     def checkpoints(self, key: str) -> list[dict[str, Any]]:
         return self._rows("SELECT step, path, created FROM checkpoints WHERE key = ? ORDER BY step", key)
@@ -123,16 +150,22 @@ class Ledger:
         """Replace all metrics of a step by these (optimiser step, name, value)."""
         with self._open() as db:
             db.execute("DELETE FROM metrics WHERE key = ?", (key,))
-            db.executemany("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)", [(key, *row) for row in rows])
+            db.executemany(
+                "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)", [(key, *row) for row in rows]
+            )
 
     def metrics(self, key: str, name: str) -> list[tuple[int, float]]:
-        rows = self._rows("SELECT step, value FROM metrics WHERE key = ? AND name = ? ORDER BY step", key, name)
+        rows = self._rows(
+            "SELECT step, value FROM metrics WHERE key = ? AND name = ? ORDER BY step", key, name
+        )
         return [(row["step"], row["value"]) for row in rows]
 
     # Caches
 
     def cached_hash(self, path: str, size: int, mtime_ns: int) -> str | None:
-        rows = self._rows("SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND mtime_ns = ?", path, size, mtime_ns)
+        rows = self._rows(
+            "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND mtime_ns = ?", path, size, mtime_ns
+        )
         return rows[0]["sha256"] if rows else None
 
     def cache_hash(self, path: str, size: int, mtime_ns: int, sha256: str) -> None:

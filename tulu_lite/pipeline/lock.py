@@ -32,7 +32,11 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
                 why=f"two at once would overwrite each other's work (lock: {path})",
                 cure="wait for it or stop it, or set another `output`",
             ) from None
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(holder).encode(), 0)
         yield

@@ -44,7 +44,12 @@ def _state(step: Step, ledger: Ledger) -> tuple[str, str]:
         return "done", "result is there"
     saves = sorted((step.folder / "checkpoints").glob("step-*")) if step.folder.exists() else []
     if step.folder.exists():
-        return "resume", f"was begun; goes on from {saves[-1].name}" if saves else "was begun; starts over, nothing was saved"
+        return (
+            "resume",
+            f"was begun; goes on from {saves[-1].name}"
+            if saves
+            else "was begun; starts over, nothing was saved",
+        )
     old = ledger.last_identity(step.id, step.key)
     if old is not None:
         return "run", "changed: " + "; ".join(_changes(old, step.identity)[:4])
@@ -63,7 +68,11 @@ def _changes(old: Any, new: Any, path: str = "") -> list[str]:
                 changes += _changes(old.get(key), new.get(key), inner)
         return changes
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [change for i, (a, b) in enumerate(zip(old, new, strict=True)) for change in _changes(a, b, f"{path}.{i}")]
+        return [
+            change
+            for i, (a, b) in enumerate(zip(old, new, strict=True))
+            for change in _changes(a, b, f"{path}.{i}")
+        ]
     if old == new:
         return []
     name = path.removeprefix("stage.")

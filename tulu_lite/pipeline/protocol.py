@@ -31,5 +31,8 @@ def progress_text(state: dict[str, Any]) -> str:
         parts.append(f"{state['rate']:.3g} {state['unit']}/s")
         left = (state["total"] - state["done"]) / state["rate"]
         parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
-    parts += [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in state["shown"].items()]
+    parts += [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in state["shown"].items()
+    ]
     return ", ".join(parts)

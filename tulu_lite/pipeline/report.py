@@ -36,7 +36,11 @@ def report_rows(recipe: Recipe, steps: list[Step]) -> list[Row]:
     known = {step.id: step for step in steps}
     rows: list[Row] = []
     for evaluation in dict.fromkeys(step.stage.name for step in steps if step.kind == "evaluate"):
-        done = {step.model: step for step in steps if step.kind == "evaluate" and step.stage.name == evaluation and step.done}
+        done = {
+            step.model: step
+            for step in steps
+            if step.kind == "evaluate" and step.stage.name == evaluation and step.done
+        }
         marks = {model: _marks(step) for model, step in done.items()}
         for model, step in done.items():
             rows.append(_row(evaluation, model, step, known, marks))
@@ -52,32 +56,53 @@ def report_rows(recipe: Recipe, steps: list[Step]) -> list[Row]:
 def _marks(step: Step) -> dict[str, float]:
     """Full marks (1) or not (0) of the greedy response, by prompt id. A response without a score is left out."""
     marks = {}
-    for line in (step.folder / step.result["rows"]).read_text(encoding="utf-8").splitlines():  # type: ignore[index]
+    for line in (step.folder / step.outcome["rows"]).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["kind"] == "greedy" and row["verdict"] and row["verdict"]["score"] is not None:
             marks[row["prompt_id"]] = float(row["verdict"]["score"] >= 1)
     return marks
 
 
-def _row(evaluation: str, model: str, step: Step, known: dict[str, Step], marks: dict[str, dict[str, float]]) -> Row:
-    summary = step.result["summary"]  # type: ignore[index]
+def _row(
+    evaluation: str, model: str, step: Step, known: dict[str, Step], marks: dict[str, dict[str, float]]
+) -> Row:
+    summary = step.summary
     before = _before(model, known, marks)
     gain = _paired([marks[model]], [marks[before]]) if before else None
-    chosen = any(other.kind == "select" and other.done and other.result["summary"]["chosen"] == model for other in known.values())  # type: ignore[index]
-    others = {name: Estimate(**value) for name, value in summary.items() if name == "sampled_accuracy" or (name.startswith("pass@") and name != "pass@1")}
+    chosen = any(
+        other.kind == "select" and other.done and other.summary["chosen"] == model for other in known.values()
+    )
+    others = {
+        name: Estimate(**value)
+        for name, value in summary.items()
+        if name == "sampled_accuracy" or (name.startswith("pass@") and name != "pass@1")
+    }
     by_source = {source: figures["accuracy"]["value"] for source, figures in summary["by_source"].items()}
-    return Row(evaluation, model, chosen, Estimate(**summary["accuracy"]), gain, before or "", by_source, others)
+    return Row(
+        evaluation, model, chosen, Estimate(**summary["accuracy"]), gain, before or "", by_source, others
+    )
 
 
-def _mean_row(evaluation: str, stage: RlvrStage, ids: list[str], done: dict[str, Step], marks: dict[str, dict[str, float]]) -> Row:
+def _mean_row(
+    evaluation: str,
+    stage: RlvrStage,
+    ids: list[str],
+    done: dict[str, Step],
+    marks: dict[str, dict[str, float]],
+) -> Row:
     each = [marks[id] for id in ids]
     prompts = sorted(set.intersection(*(set(one) for one in each)))
     accuracy = seeds_mean([[one[prompt] for prompt in prompts] for one in each])
     gain = _paired(each, [marks[stage.init]]) if stage.init in marks else None
-    summaries = [done[id].result["summary"] for id in ids]  # type: ignore[index]
+    summaries = [done[id].summary for id in ids]
     sources = summaries[0]["by_source"]
-    by_source = {source: sum(s["by_source"][source]["accuracy"]["value"] for s in summaries) / len(ids) for source in sources}
-    return Row(evaluation, f"{stage.name} (mean)", False, accuracy, gain, stage.init if gain else "", by_source, {})
+    by_source = {
+        source: sum(s["by_source"][source]["accuracy"]["value"] for s in summaries) / len(ids)
+        for source in sources
+    }
+    return Row(
+        evaluation, f"{stage.name} (mean)", False, accuracy, gain, stage.init if gain else "", by_source, {}
+    )
 
 
 def _before(model: str, known: dict[str, Step], marks: dict[str, dict[str, float]]) -> str | None:
@@ -91,7 +116,9 @@ def _before(model: str, known: dict[str, Step], marks: dict[str, dict[str, float
 
 def _paired(after: list[dict[str, float]], before: list[dict[str, float]]) -> Estimate:
     prompts = sorted(set.intersection(*(set(one) for one in [*after, *before])))
-    return difference([[one[p] for p in prompts] for one in after], [[one[p] for p in prompts] for one in before])
+    return difference(
+        [[one[p] for p in prompts] for one in after], [[one[p] for p in prompts] for one in before]
+    )
 
 
 def report_tables(recipe: Recipe, rows: list[Row]) -> list[Table]:
@@ -101,16 +128,26 @@ def report_tables(recipe: Recipe, rows: list[Row]) -> list[Table]:
     sources = list(dict.fromkeys(source for row in rows for source in row.by_source))
     main = _table(f"{recipe.name}: greedy accuracy in %, with 95 % intervals (* the seed that goes on)")
     for name in [*(["on"] if several else []), "model", "accuracy", "gain", "over", *others]:
-        main.add_column(name.replace("_", " "), no_wrap=True, justify="left" if name in ("on", "model", "over") else "right")
+        main.add_column(
+            name.replace("_", " "),
+            no_wrap=True,
+            justify="left" if name in ("on", "model", "over") else "right",
+        )
     parts = _table("accuracy in % by source")
     for name in [*(["on"] if several else []), "model", *sources]:
-        parts.add_column(name, no_wrap=len(sources) < 12, justify="left" if name in ("on", "model") else "right")
+        parts.add_column(
+            name, no_wrap=len(sources) < 12, justify="left" if name in ("on", "model") else "right"
+        )
     for row in rows:
         head = [*([row.evaluation] if several else []), f"{row.model} *" if row.chosen else row.model]
         style = "bold" if row.chosen or row.model.endswith("(mean)") else None
         figures = [row.others[name].percent() if name in row.others else "" for name in others]
         main.add_row(*head, row.accuracy.percent(), gain_text(row), row.gain_over, *figures, style=style)
-        parts.add_row(*head, *(f"{100 * row.by_source[name]:.0f}" if name in row.by_source else "" for name in sources), style=style)
+        parts.add_row(
+            *head,
+            *(f"{100 * row.by_source[name]:.0f}" if name in row.by_source else "" for name in sources),
+            style=style,
+        )
     return [main, parts] if len(sources) > 1 else [main]
 
 
@@ -129,12 +166,25 @@ def markdown(recipe: Recipe, rows: list[Row]) -> str:
     sources = list(dict.fromkeys(source for row in rows for source in row.by_source))
     others = list(dict.fromkeys(name for row in rows for name in row.others))
     head = ["on", "model", "accuracy", "gain", "over", *(name.replace("_", " ") for name in others), *sources]
-    lines = [f"# {recipe.name}", "", "Greedy accuracy in % with 95 % intervals; * marks the seed that goes on.", ""]
+    lines = [
+        f"# {recipe.name}",
+        "",
+        "Greedy accuracy in % with 95 % intervals; * marks the seed that goes on.",
+        "",
+    ]
     lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in rows:
-        cells = [row.evaluation, f"{row.model}{' *' if row.chosen else ''}", row.accuracy.percent(), gain_text(row), row.gain_over]
+        cells = [
+            row.evaluation,
+            f"{row.model}{' *' if row.chosen else ''}",
+            row.accuracy.percent(),
+            gain_text(row),
+            row.gain_over,
+        ]
         cells += [row.others[name].percent() if name in row.others else "" for name in others]
-        cells += [f"{100 * row.by_source[source]:.0f}" if source in row.by_source else "" for source in sources]
+        cells += [
+            f"{100 * row.by_source[source]:.0f}" if source in row.by_source else "" for source in sources
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -150,7 +200,9 @@ def plot_curves(recipe: Recipe, steps: list[Step], path: Path) -> bool:
     panels = _panels(steps)
     if not panels:
         return False
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(5 * len(panels), 4), squeeze=False, layout="constrained"
+    )
     for axis, (title, lines) in zip(axes[0], panels, strict=True):
         for label, points, style in lines:
             axis.plot(*zip(*points, strict=True), style, label=label, linewidth=1.5, markersize=4)
@@ -179,12 +231,16 @@ def _panels(steps: list[Step]) -> list[tuple[str, list[Line]]]:
                 panels.append((f"{stage}: {metric.replace('_', ' ')}", lines))
     for step in steps:
         if step.kind in ("sft", "dpo") and (points := _points(step, "loss")):
-            panels.insert(0 if step.kind == "sft" else len(panels) and 1, (f"{step.id}: loss", [(step.id, points, "-")]))
+            panels.insert(
+                0 if step.kind == "sft" else len(panels) and 1, (f"{step.id}: loss", [(step.id, points, "-")])
+            )
     return panels
 
 
 def _points(step: Step, metric: str) -> list[tuple[int, float]]:
-    return [(row["step"], row[metric]) for row in read_metrics(step.folder / "metrics.jsonl") if metric in row]
+    return [
+        (row["step"], row[metric]) for row in read_metrics(step.folder / "metrics.jsonl") if metric in row
+    ]
 
 
 def write_report(recipe: Recipe, steps: list[Step]) -> tuple[list[Row], dict[str, Any]]:
@@ -194,7 +250,15 @@ def write_report(recipe: Recipe, steps: list[Step]) -> tuple[list[Row], dict[str
     files: dict[str, Any] = {}
     if rows:
         write_atomic(output / "report.md", markdown(recipe, rows))
-        data = [{**row.__dict__, "accuracy": row.accuracy.to_json(), "gain": row.gain and row.gain.to_json(), "others": {k: v.to_json() for k, v in row.others.items()}} for row in rows]
+        data = [
+            {
+                **row.__dict__,
+                "accuracy": row.accuracy.to_json(),
+                "gain": row.gain and row.gain.to_json(),
+                "others": {k: v.to_json() for k, v in row.others.items()},
+            }
+            for row in rows
+        ]
         write_atomic(output / "report.json", json.dumps(data, indent=1) + "\n")
         files["table"] = output / "report.md"
     if plot_curves(recipe, steps, output / "curves.png"):

@@ -90,7 +90,13 @@ class Runner:
         assert isinstance(step.stage, RlvrStage)
         started = [(self.steps[name].key, "candidate") for name in step.inputs]
         self.ledger.start_step(
-            step.key, id=step.id, kind=step.kind, seed=step.seed, identity=step.identity, folder=str(step.folder), inputs=started
+            step.key,
+            id=step.id,
+            kind=step.kind,
+            seed=step.seed,
+            identity=step.identity,
+            folder=str(step.folder),
+            inputs=started,
         )
         result = choose_seed(step, [self.steps[name] for name in step.inputs])
         write_json(step.result_file, result)
@@ -148,8 +154,16 @@ class Runner:
         environment = dict(os.environ)
         settings = getattr(step.stage, "accelerate", None) or self.recipe.accelerate
         threads = settings.threads if step.trains else 1
-        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        environment |= {"PYTHONUNBUFFERED": "1", "DO_NOT_TRACK": "1", RUN_VARIABLE: f"{os.getpid()}:{start_time(os.getpid())}"}
+        environment |= {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        environment |= {
+            "PYTHONUNBUFFERED": "1",
+            "DO_NOT_TRACK": "1",
+            RUN_VARIABLE: f"{os.getpid()}:{start_time(os.getpid())}",
+        }
         if self.server is not None:
             environment[SERVER_VARIABLE] = str(self.server.state_file)
         return environment
@@ -158,14 +172,23 @@ class Runner:
         """Raise what the step said of its failure, or what can be known of it."""
         told = read_json(step.folder / "error.json")
         if code == USER_ERROR and told:
-            raise StepFailed(f"step {step.id} failed: {told['what']}", told["why"], _with_log(told["cure"], step))
-        how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
+            raise StepFailed(
+                f"step {step.id} failed: {told['what']}", told["why"], _with_log(told["cure"], step)
+            )
+        how = (
+            f"was killed by signal {-code} ({signal.Signals(-code).name})"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
         self.ledger.end_step(step.key, "failed", error=how)
         last = "\n".join(f"      {line}" for line in tail(step.log, 12))
         raise StepFailed(
             f"step {step.id} failed: its process {how}",
             f"the last lines of its log are\n{last}",
-            _with_log("run the same command again to go on from its last save; if it was killed, memory may have run out", step),
+            _with_log(
+                "run the same command again to go on from its last save; if it was killed, memory may have run out",
+                step,
+            ),
         )
 
     def close(self) -> None:

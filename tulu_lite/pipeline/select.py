@@ -13,15 +13,12 @@ def choose_seed(step: Step, runs: list[Step]) -> dict[str, Any]:
 
     Only validation prompts decide, never those of an evaluate stage. Of equal seeds the first listed wins.
     """
-    results = {run: run.result for run in runs}
-    validation = {run: float(result["summary"]["validation_accuracy"]) for run, result in results.items() if result is not None}
+    validation = {run: float(run.summary["validation_accuracy"]) for run in runs}
     best = max(runs, key=lambda run: validation[run])
-    chosen = results[best]
-    assert chosen is not None
     return {
         "step": step.id,
         "key": step.key,
-        "model": os.path.relpath(best.folder / chosen["model"], step.folder),
+        "model": os.path.relpath(best.folder / best.outcome["model"], step.folder),
         "summary": {
             "chosen": best.id,
             "seed": best.seed,

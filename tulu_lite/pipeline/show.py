@@ -41,9 +41,13 @@ class Display:
     def started(self, number: int, total: int, step: Step, command: str) -> None:
         self.head = f"[{number}/{total}] {step.id}"
         self.began = self.printed = time.monotonic()
-        self.console.print(f"[bold]{escape(self.head)}[/bold]  [dim]$ {escape(command)}[/dim]", soft_wrap=True)
+        self.console.print(
+            f"[bold]{escape(self.head)}[/bold]  [dim]$ {escape(command)}[/dim]", soft_wrap=True
+        )
         if self.console.is_terminal:
-            self.live = Live(Text(f"{self.head} starting"), console=self.console, refresh_per_second=4, transient=True)
+            self.live = Live(
+                Text(f"{self.head} starting"), console=self.console, refresh_per_second=4, transient=True
+            )
             self.live.start()
 
     def waiting(self, what: str) -> None:
@@ -68,7 +72,10 @@ class Display:
     def ended(self, number: int, total: int, step: Step, seconds: float) -> None:
         self.close()
         result = step.result or {"summary": {}}
-        self.console.print(f"[green]\\[{number}/{total}] {step.id}: done[/green] in {seconds:.0f} s  {escape(headline(step, result['summary']))}", soft_wrap=True)
+        self.console.print(
+            f"[green]\\[{number}/{total}] {step.id}: done[/green] in {seconds:.0f} s  {escape(headline(step, result['summary']))}",
+            soft_wrap=True,
+        )
 
     def close(self) -> None:
         if self.live is not None:
@@ -82,8 +89,14 @@ def headline(step: Step, summary: dict[str, Any]) -> str:
         accuracy = summary["accuracy"]
         return f"accuracy {100 * accuracy['value']:.1f} % [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
     if step.kind == "select":
-        return f"{summary['chosen']} goes on: validation accuracy {100 * summary['validation_accuracy']:.1f} %"
-    shown = [f"{name} {value:.4g}" for name, value in summary.items() if isinstance(value, (int, float)) and not isinstance(value, bool)]
+        return (
+            f"{summary['chosen']} goes on: validation accuracy {100 * summary['validation_accuracy']:.1f} %"
+        )
+    shown = [
+        f"{name} {value:.4g}"
+        for name, value in summary.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
     return ", ".join(shown[:5])
 
 
@@ -102,7 +115,11 @@ def plan_table(recipe: Recipe, plan: list[PlannedStep]) -> Table:
         numbers = ["", "", "", ""]
         if size is not None:
             most = "≤" if size.at_most else ""
-            numbers = [short_number(size.prompts), short_number(size.completions), most + short_number(size.tokens)]
+            numbers = [
+                short_number(size.prompts),
+                short_number(size.completions),
+                most + short_number(size.tokens),
+            ]
             numbers.append(short_number(size.updates) if size.updates else "")
         colour = colours[planned.state]
         table.add_row(step.id, what, *numbers, f"[{colour}]{planned.state}[/]: {escape(planned.reason)}")

@@ -12,8 +12,8 @@ from ..datasets.pairs import load_pairs
 from ..datasets.prompts import load_prompts
 from ..errors import TuluLiteError
 from ..judging import check_references
-from ..records import Prompt
 from ..recipe import DataSource, DpoStage, EvaluateStage, PreferencesStage, Recipe, RlvrStage, SftStage
+from ..records import Prompt
 from .ledger import Ledger
 from .models import model_config
 from .steps import Step
@@ -83,7 +83,11 @@ class StepSizes:
         if isinstance(stage, DpoStage):
             return self._dpo(stage)
         if isinstance(stage, PreferencesStage):
-            return self._sampled(self._prompts(stage.name, "data", stage.data, stage.sampling.max_tokens), stage.samples_per_prompt, stage.sampling.max_tokens)
+            return self._sampled(
+                self._prompts(stage.name, "data", stage.data, stage.sampling.max_tokens),
+                stage.samples_per_prompt,
+                stage.sampling.max_tokens,
+            )
         if isinstance(stage, RlvrStage):
             return self._rlvr(stage)
         if isinstance(stage, EvaluateStage):
@@ -106,7 +110,14 @@ class StepSizes:
             return self._dpo_from_stage(stage, from_stage[0])
         pairs, report = load_pairs(stage, self.template, seed=self.recipe.seed, stage_rows=None)
         tokens = report.tokens * stage.epochs
-        return Size(len(pairs), 2 * len(pairs) * stage.epochs, tokens, False, -(-len(pairs) // stage.batch_size) * stage.epochs, tuple(report.notes()))
+        return Size(
+            len(pairs),
+            2 * len(pairs) * stage.epochs,
+            tokens,
+            False,
+            -(-len(pairs) // stage.batch_size) * stage.epochs,
+            tuple(report.notes()),
+        )
 
     def _dpo_from_stage(self, stage: DpoStage, source: DataSource) -> Size:
         """The pairs are not there yet: at most what the preferences stage can make."""
@@ -116,7 +127,13 @@ class StepSizes:
         prompts = sampled.prompts if sampled else 0
         pairs = prompts * makes.pairs_per_prompt
         tokens_each = (sampled.tokens // max(sampled.completions, 1)) if sampled else 0
-        return Size(prompts, 2 * pairs * stage.epochs, 2 * pairs * tokens_each * stage.epochs, True, -(-pairs // stage.batch_size) * stage.epochs)
+        return Size(
+            prompts,
+            2 * pairs * stage.epochs,
+            2 * pairs * tokens_each * stage.epochs,
+            True,
+            -(-pairs // stage.batch_size) * stage.epochs,
+        )
 
     def _rlvr(self, stage: RlvrStage) -> Size:
         prompts = self._prompts(stage.name, "data", stage.data, stage.sampling.max_tokens)
@@ -130,18 +147,29 @@ class StepSizes:
             )
         validations = -(-stage.steps // stage.validate_every_steps)
         longest = max(len(prompt.token_ids) for prompt in prompts) + stage.sampling.max_tokens
-        completions = stage.steps * stage.prompts_per_step * stage.samples_per_prompt + validations * len(validation)
+        completions = stage.steps * stage.prompts_per_step * stage.samples_per_prompt + validations * len(
+            validation
+        )
         notes = (
             f"{stage.prompts_per_step} prompts x {stage.samples_per_prompt} samples a step, {stage.steps} steps; "
             f"{validations} validations of {len(validation)} prompts",
         )
-        return Size(len(prompts), completions, completions * longest, True, stage.steps * stage.updates_per_step, notes)
+        return Size(
+            len(prompts),
+            completions,
+            completions * longest,
+            True,
+            stage.steps * stage.updates_per_step,
+            notes,
+        )
 
     def _sampled(self, prompts: list[Prompt], samples: int, max_tokens: int) -> Size:
         tokens = sum(len(prompt.token_ids) + max_tokens for prompt in prompts) * samples
         return Size(len(prompts), len(prompts) * samples, tokens, True)
 
-    def _prompts(self, stage: str, field: str, sources: tuple[DataSource, ...], max_tokens: int) -> list[Prompt]:
+    def _prompts(
+        self, stage: str, field: str, sources: tuple[DataSource, ...], max_tokens: int
+    ) -> list[Prompt]:
         """The stage's prompts, with the references checked by their verifiers and the lengths against the context."""
         limit = self.context - max_tokens
         if limit < 1:

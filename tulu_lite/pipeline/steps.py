@@ -39,6 +39,18 @@ class Step:
         return read_json(self.result_file)
 
     @property
+    def outcome(self) -> dict[str, Any]:
+        """The result of a step that is done."""
+        result = self.result
+        if result is None:
+            raise FileNotFoundError(f"{self.id} is not done: there is no {self.result_file}")
+        return result
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.outcome["summary"]
+
+    @property
     def done(self) -> bool:
         return self.result_file.exists()
 
@@ -61,10 +73,7 @@ def model_path(steps: dict[str, Step], recipe: Recipe, name: str) -> str:
     if name == BASE:
         return recipe.model
     step = steps[name]
-    result = step.result
-    if result is None:
-        raise FileNotFoundError(f"{name} is not done")
-    return str((step.folder / result["model"]).resolve())
+    return str((step.folder / step.outcome["model"]).resolve())
 
 
 def expand(recipe: Recipe, ledger: Ledger) -> list[Step]:
@@ -107,14 +116,28 @@ class _Expansion:
         seed = getattr(stage, "seed", None)
         return self.recipe.seed if seed is None else seed
 
-    def _add(self, id: str, kind: str, stage: AnyStage, seed: int, model: str, inputs: tuple[str, ...] | None = None) -> None:
+    def _add(
+        self,
+        id: str,
+        kind: str,
+        stage: AnyStage,
+        seed: int,
+        model: str,
+        inputs: tuple[str, ...] | None = None,
+    ) -> None:
         if inputs is None:
             rows_from = [source.stage for source in getattr(stage, "data", ()) if source.stage]
             inputs = tuple(dict.fromkeys([model, *rows_from]))
         if kind == "select":
             what: dict[str, Any] = {"format": FORMAT, "kind": kind, "select": getattr(stage, "select", None)}
         else:
-            what = {"format": FORMAT, "kind": kind, "seed": seed, **self.shared, "stage": self._stage_identity(stage)}
+            what = {
+                "format": FORMAT,
+                "kind": kind,
+                "seed": seed,
+                **self.shared,
+                "stage": self._stage_identity(stage),
+            }
         what["inputs"] = {name: self.keys[name] for name in inputs}
         key = digest(what)
         self.keys[id] = key
@@ -124,7 +147,11 @@ class _Expansion:
 
     def _shared_identity(self) -> dict[str, Any]:
         template = self.recipe.chat_template
-        return {"chat_template": file_hash(Path(template), self.ledger) if template.endswith(".jinja") else template}
+        return {
+            "chat_template": file_hash(Path(template), self.ledger)
+            if template.endswith(".jinja")
+            else template
+        }
 
     def _stage_identity(self, stage: AnyStage) -> dict[str, Any]:
         """The stage's own fields with data files and verifiers by content; names of stages and seeds apart."""
@@ -136,7 +163,10 @@ class _Expansion:
             for source, entry in zip(getattr(stage, field, ()), plain.get(field, ()), strict=True):
                 entry.pop("stage", None)
                 if source.path is not None:
-                    entry["path"] = {"file": Path(source.path).name, "sha256": file_hash(Path(source.path), self.ledger)}
+                    entry["path"] = {
+                        "file": Path(source.path).name,
+                        "sha256": file_hash(Path(source.path), self.ledger),
+                    }
                 judged = judged or stage.kind in ("preferences", "rlvr", "evaluate")
         if judged:
             plain["verifiers"] = json.loads(json.dumps(self.recipe.verifiers))
@@ -147,4 +177,9 @@ class _Expansion:
         return plain
 
     def _source_verifiers(self, stage: AnyStage) -> list[Any]:
-        return [source.verifier for field in ("data", "validation") for source in getattr(stage, field, ()) if source.verifier]
+        return [
+            source.verifier
+            for field in ("data", "validation")
+            for source in getattr(stage, field, ())
+            if source.verifier
+        ]

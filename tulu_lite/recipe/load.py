@@ -26,7 +26,9 @@ class RecipeError(TuluLiteError):
     def __init__(self, file: str, problems: Sequence[str]) -> None:
         self.problems = list(problems)
         count = "a problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        super().__init__(f"{file}: {count} in the recipe\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+        super().__init__(
+            f"{file}: {count} in the recipe\n" + "\n".join(f"  - {problem}" for problem in self.problems)
+        )
 
 
 def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -49,7 +51,9 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML that load_recipe reads back to an equal Recipe."""
-    return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.safe_dump(
+        json.loads(recipe.model_dump_json()), sort_keys=False, allow_unicode=True, width=110
+    )
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -64,7 +68,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise TuluLiteError(f"there is no recipe {path}", cure="check the path; shipped recipes are in recipes/") from None
+        raise TuluLiteError(
+            f"there is no recipe {path}", cure="check the path; shipped recipes are in recipes/"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise TuluLiteError(f"cannot read the recipe {path}: {error}") from None
     try:
@@ -77,7 +83,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             cure="indent with spaces, put a space after each colon, and quote text that holds ': ' or starts with { [ * & ! %",
         ) from None
     if not isinstance(data, dict):
-        raise TuluLiteError(f"{path}: a recipe is a mapping with keys such as name, model and stages, but this file holds {_kind(data)}")
+        raise TuluLiteError(
+            f"{path}: a recipe is a mapping with keys such as name, model and stages, but this file holds {_kind(data)}"
+        )
     return data
 
 
@@ -90,7 +98,9 @@ def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = Fa
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
         if isinstance(key, (str, int, float, bool)) and key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} is given twice", key_node.start_mark
+            )
         seen.add(key if isinstance(key, (str, int, float, bool)) else str(key))
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
@@ -101,11 +111,16 @@ _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _uni
 def _apply_override(data: dict[str, Any], override: str, file: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
-        raise TuluLiteError(f"the override {override!r} is not of the form path=value", cure="write for example seed=7 or stages.sft.epochs=3")
+        raise TuluLiteError(
+            f"the override {override!r} is not of the form path=value",
+            cure="write for example seed=7 or stages.sft.epochs=3",
+        )
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:
-        raise TuluLiteError(f"the override {override!r} has a value that is not YAML: {error}", cure="quote it") from None
+        raise TuluLiteError(
+            f"the override {override!r} has a value that is not YAML: {error}", cure="quote it"
+        ) from None
     *parents, last = dotted.split(".")
     here: Any = data
     walked: list[str] = []
@@ -117,7 +132,9 @@ def _apply_override(data: dict[str, Any], override: str, file: str) -> None:
     elif isinstance(here, list):
         here[_index(here, last, walked, override, file)] = value
     else:
-        raise TuluLiteError(f"the override {override!r} does not fit {file}: {'.'.join(walked)} is {_kind(here)}, which has no fields")
+        raise TuluLiteError(
+            f"the override {override!r} does not fit {file}: {'.'.join(walked)} is {_kind(here)}, which has no fields"
+        )
 
 
 def _step_into(here: Any, part: str, walked: list[str], override: str, file: str, create: bool) -> Any:
@@ -127,7 +144,9 @@ def _step_into(here: Any, part: str, walked: list[str], override: str, file: str
         if create and here.get(part) is None:
             here[part] = {}
         return here[part]
-    raise TuluLiteError(f"the override {override!r} does not fit {file}: {'.'.join(walked)} is {_kind(here)}, which has no fields")
+    raise TuluLiteError(
+        f"the override {override!r} does not fit {file}: {'.'.join(walked)} is {_kind(here)}, which has no fields"
+    )
 
 
 def _index(items: list[Any], part: str, walked: list[str], override: str, file: str) -> int:
@@ -158,7 +177,9 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(template, str) and template.endswith(".jinja"):
         data["chat_template"] = _absolute(template, folder)
     if isinstance(data.get("verifiers"), dict):
-        data["verifiers"] = {name: _resolve_verifier(spec, folder) for name, spec in data["verifiers"].items()}
+        data["verifiers"] = {
+            name: _resolve_verifier(spec, folder) for name, spec in data["verifiers"].items()
+        }
     _resolve_accelerate(data, folder)
     stages = data.get("stages")
     for stage in stages if isinstance(stages, list) else []:
@@ -194,7 +215,9 @@ def _resolve_verifier(spec: Any, folder: Path) -> Any:
     if isinstance(spec, list):
         return [_resolve_verifier(item, folder) for item in spec]
     if isinstance(spec, dict):
-        return {key: value if key == "args" else _resolve_verifier(value, folder) for key, value in spec.items()}
+        return {
+            key: value if key == "args" else _resolve_verifier(value, folder) for key, value in spec.items()
+        }
     return spec
 
 
@@ -232,7 +255,8 @@ def _own_faults(errors: Sequence[Any]) -> list[Any]:
     return [
         error
         for error in errors
-        if error["type"] != "too_short" or not any(place != error["loc"] and place[: len(error["loc"])] == error["loc"] for place in places)
+        if error["type"] != "too_short"
+        or not any(place != error["loc"] and place[: len(error["loc"])] == error["loc"] for place in places)
     ]
 
 
@@ -245,7 +269,9 @@ def _explain(error: Any, data: dict[str, Any]) -> str:
     if kind == "extra_forbidden":
         key, known = str(location[-1]), sorted(model.model_fields) if model else []
         hint = _did_you_mean(key, known)
-        return f"{where}: there is no such field{hint}" + ("" if hint or not known else f"; the fields here are {', '.join(known)}")
+        return f"{where}: there is no such field{hint}" + (
+            "" if hint or not known else f"; the fields here are {', '.join(known)}"
+        )
     if kind == "missing":
         field = model.model_fields.get(str(location[-1])) if model else None
         meaning = f": {field.description.splitlines()[0]}" if field is not None and field.description else ""
@@ -302,7 +328,15 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "a mapping", list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false", type(None): "nothing"}
+    names = {
+        dict: "a mapping",
+        list: "a list",
+        str: "text",
+        int: "a number",
+        float: "a number",
+        bool: "true or false",
+        type(None): "nothing",
+    }
     return names.get(type(value), type(value).__name__)
 
 

@@ -52,9 +52,13 @@ class Recipe(Settings):
         later = [stage.name for stage in self.stages]
         for index, stage in enumerate(self.stages):
             if stage.name == BASE:
-                raise ValueError(f"stages.{index}.name: `{BASE}` is the recipe's own model; choose another name")
+                raise ValueError(
+                    f"stages.{index}.name: `{BASE}` is the recipe's own model; choose another name"
+                )
             if stage.name in earlier:
-                raise ValueError(f"stages.{index}.name: there are two stages named {stage.name!r}; names must differ")
+                raise ValueError(
+                    f"stages.{index}.name: there are two stages named {stage.name!r}; names must differ"
+                )
             where = f"stages.{index} ({stage.name})"
             wanted = list(stage.models) if isinstance(stage, EvaluateStage) else [stage.init]
             for name in wanted:
@@ -74,14 +78,22 @@ class Recipe(Settings):
 
 
 def _check_name(
-    where: str, field: str, name: str, earlier: dict[str, AnyStage], later: list[str], kinds: tuple[type, ...], what: str
+    where: str,
+    field: str,
+    name: str,
+    earlier: dict[str, AnyStage],
+    later: list[str],
+    kinds: tuple[type, ...],
+    what: str,
 ) -> None:
     if name == BASE and what == "a model":
         return
     if name in earlier:
         if isinstance(earlier[name], kinds):
             return
-        raise ValueError(f"{where}.{field}: stage {name!r} is of kind {earlier[name].kind}, which makes no such thing as {what}")
+        raise ValueError(
+            f"{where}.{field}: stage {name!r} is of kind {earlier[name].kind}, which makes no such thing as {what}"
+        )
     usable = [known for known, stage in earlier.items() if isinstance(stage, kinds)]
     if what == "a model":
         usable.insert(0, BASE)

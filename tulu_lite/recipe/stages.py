@@ -17,7 +17,9 @@ def _as_list(value: Any) -> Any:
 
 _Short = str | DataSource  # as it may be written in YAML
 Sources = Annotated[
-    tuple[DataSource, ...], BeforeValidator(_as_list, json_schema_input_type=_Short | list[_Short]), Field(min_length=1)
+    tuple[DataSource, ...],
+    BeforeValidator(_as_list, json_schema_input_type=_Short | list[_Short]),
+    Field(min_length=1),
 ]
 StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
 
@@ -166,7 +168,9 @@ class RlvrStage(Stage, TrainingSettings):
     @model_validator(mode="after")
     def _consistent(self) -> RlvrStage:
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} holds one twice; two runs of one seed give the same bits, so remove it")
+            raise ValueError(
+                f"seeds {list(self.seeds)} holds one twice; two runs of one seed give the same bits, so remove it"
+            )
         if self.prompts_per_step % self.updates_per_step:
             raise ValueError(
                 f"prompts_per_step {self.prompts_per_step} cannot be split into updates_per_step {self.updates_per_step} "
@@ -175,7 +179,9 @@ class RlvrStage(Stage, TrainingSettings):
         if not 0 < self.clip[0] < 1 or self.clip[1] <= 0:
             raise ValueError(f"clip is [low, high] with 0 < low < 1 and high > 0, not {list(self.clip)}")
         if self.lora is not None and self.lora.dropout:
-            raise ValueError("lora.dropout makes the trainer's policy another than the sampler's; set it to 0 in rlvr")
+            raise ValueError(
+                "lora.dropout makes the trainer's policy another than the sampler's; set it to 0 in rlvr"
+            )
         return self
 
 

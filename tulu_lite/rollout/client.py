@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..errors import ServerError, TuluLiteError
 from ..records import Prompt, Rollout, RolloutGroup
 from .answers import Unfinished, parse_choices
 from .control import Control, explain
-from .state import STATE_FILE, ServerState, read_state
+from .state import STATE_FILE, ServerState, read_push, read_state
 
 Decode = Callable[[Sequence[int]], str]
 POLL_S = 0.2
@@ -123,7 +123,10 @@ class RolloutClient:
         return self._submit(self._ready(deadline_s)).result()
 
     def state(self) -> ServerState:
-        """What the server's owner last said of it. Raises ServerError when there is no server."""
+        """What the server's owner last said of it, with the weight version of the last update.
+
+        Raises ServerError when there is no server.
+        """
         if self._fixed is not None:
             return self._fixed
         state = read_state(self.file)
@@ -132,6 +135,9 @@ class RolloutClient:
                 f"there is no rollout server: {self.file} does not exist",
                 cure="start one (tulu-lite serve), or give the folder of one that runs",
             )
+        push = read_push(self.file.parent)  # the owner takes a moment to tell of an update
+        if push is not None and push.model == state.model:
+            return replace(state, weight_version=push.version)
         return state
 
     def control(self) -> Control:

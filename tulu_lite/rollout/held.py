@@ -32,7 +32,7 @@ class HeldWeights:
 
     def expect(self, name: str, tensor: torch.Tensor) -> None:
         """Note one tensor of the update, by its name in the checkpoint."""
-        if self.sharded:
+        if self.sharded or tensor.numel() == 0:
             return
         if self._mapper is not None:
             name = self._mapper.map_name(name) or name
@@ -117,7 +117,7 @@ def _row_sums(tensor: torch.Tensor) -> torch.Tensor:
 
     Each element of a vector is a row.
     """
-    rows = tensor.detach().reshape(tensor.shape[0], -1)
+    rows = tensor.detach().reshape(tensor.shape[0] if tensor.ndim else 1, -1)
     bits = rows.contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)
     weights = torch.arange(1, 2 * bits.shape[1], 2, device=bits.device, dtype=torch.int64)
     some = max(1, _ELEMENTS_AT_ONCE // bits.shape[1])

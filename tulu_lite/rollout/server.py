@@ -26,10 +26,12 @@ from .state import (
     STATE_FILE,
     Phase,
     ServerState,
+    UpdateHeld,
     forget_push,
     read_push,
     send_request,
     take_requests,
+    update_under_way,
     write_state,
 )
 
@@ -182,10 +184,30 @@ class RolloutServer:
             return self._again(generation, reason)
         if not self._orders.empty():
             return self._serve_next(generation)
+        fault = self._follow_updates(generation)
+        return generation if fault is None else self._again(generation, fault)
+
+    def _follow_updates(self, generation: Generation) -> str | None:
+        """Note a new weight version; load it when the server restarted just before it was recorded.
+
+        Returns what went wrong with the server, or None.
+        """
         push = read_push(self.folder)
-        if push is not None and push.version != self._state.weight_version:
-            self._set("ready", weight_version=push.version)
-        return generation
+        if push is None or push.version == self._state.weight_version or push.model != str(self._model):
+            return None
+        try:
+            with update_under_way(self.folder, wait_s=0.0, lasts_s=8 * self.settings.control_timeout_s):
+                push = read_push(self.folder) or push
+                if generation.control.version() != push.version:
+                    generation.control.load(
+                        push.files, push.digest, push.version, self.settings.weight_update
+                    )
+        except UpdateHeld:
+            return None  # look again when it has ended
+        except ServerError as error:
+            return f"loading weight version {push.version} again failed: {error}"
+        self._set("ready", weight_version=push.version)
+        return None
 
     def _again(self, generation: Generation, reason: str) -> Generation | None:
         """Replace a server that failed, within the budget."""
@@ -193,6 +215,8 @@ class RolloutServer:
             self._set("restarting", reason=reason)
             tail = generation.log_tail()
             generation.end()
+            with self.log.open("a") as log:
+                log.write(f"=== rollout server, start {generation.number} ended: {reason}\n")
             now = time.monotonic()
             self._restarts = [when for when in self._restarts if now - when < BUDGET_WINDOW_S]
             if len(self._restarts) >= self.settings.max_restarts:

@@ -107,20 +107,24 @@ def forget_push(folder: Path) -> None:
 
 
 @contextmanager
-def update_under_way(folder: Path, seconds: float) -> Iterator[None]:
-    """Hold the server for one weight update: others wait their turn, and the owner lets it take `seconds`.
+def update_under_way(folder: Path, wait_s: float, lasts_s: float) -> Iterator[None]:
+    """Hold the server for one weight update: others wait their turn, and the owner lets it take `lasts_s`.
 
-    Raises ServerError when another update does not end within `seconds`. The hold ends with its process.
+    Raises UpdateHeld when another update does not end within `wait_s`. The hold ends with its process.
     """
     with (folder / "update.lock").open("a") as lock:
-        _lock(lock.fileno(), seconds)
+        _lock(lock.fileno(), wait_s)
         file = folder / "update.json"
         pid = os.getpid()
-        write_json(file, {"pid": pid, "started": start_time(pid), "until": time.time() + seconds})
+        write_json(file, {"pid": pid, "started": start_time(pid), "until": time.time() + lasts_s})
         try:
             yield
         finally:
             file.unlink(missing_ok=True)
+
+
+class UpdateHeld(ServerError):
+    """Another weight update holds the server."""
 
 
 def _lock(handle: int, seconds: float) -> None:
@@ -131,7 +135,7 @@ def _lock(handle: int, seconds: float) -> None:
             return
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise ServerError(
+                raise UpdateHeld(
                     f"another weight update held the rollout server for {seconds:.0f} s"
                 ) from None
             time.sleep(0.02)

@@ -20,7 +20,7 @@ from .client import RolloutClient
 from .control import NoAnswer, Refused
 from .digest import combined_digest, tensor_digest
 from .server import request_restart
-from .state import Push, ServerState, send_request, update_under_way, write_push
+from .state import Push, ServerState, read_state, send_request, update_under_way, write_push
 
 if TYPE_CHECKING:
     import torch
@@ -147,21 +147,16 @@ def _update(client: RolloutClient, folder: Path, push: Push) -> dict[str, Any]:
         return _update_once(client, folder, push)
     except ServerError as error:
         cause = error.__cause__
-        died = (isinstance(cause, NoAnswer) and not cause.timed_out) or (
-            isinstance(cause, Refused) and cause.engine_died
-        )
-        if not died and not isinstance(error, _LostInRestart):
+        gone = isinstance(cause, NoAnswer) and not cause.timed_out
+        if not gone and not (isinstance(cause, Refused) and cause.engine_died):
             raise
     return _update_once(client, folder, push)
 
 
-class _LostInRestart(ServerError):
-    """The server restarted just after the update and holds the weights before it."""
-
-
 def _update_once(client: RolloutClient, folder: Path, push: Push) -> dict[str, Any]:
-    limit = 8 * client.wait_ready().control_timeout_s  # each step has its own deadline within
-    with update_under_way(folder, limit):
+    settled = client.wait_ready()
+    lasts = 8 * settled.control_timeout_s  # each step has its own deadline within
+    with update_under_way(folder, wait_s=lasts, lasts_s=lasts):
         state = client.wait_ready()  # another update may have gone before
         try:
             report = client.control().load(push.files, push.digest, push.version, state.weight_update)
@@ -176,16 +171,29 @@ def _update_once(client: RolloutClient, folder: Path, push: Push) -> dict[str, A
                 ) from error
             raise
         write_push(folder, push)
-    # A server that died after the update and restarted before last_push.json was written has the old weights. The
-    # owner says `restarting` before it reads that file, so a state that has not changed is proof.
-    now = client.state()
-    if now.generation != state.generation or now.state != "ready":
-        now = client.wait_ready()
-        if now.weight_version != push.version:
-            raise _LostInRestart(
-                f"the rollout server restarted during weight update {push.version} and lost it"
-            )
+    _survive_restart(client, state, push)
     return report
+
+
+def _survive_restart(client: RolloutClient, before: ServerState, push: Push) -> None:
+    """Should the server have died after the update, wait until the new one holds these weights.
+
+    The owner says `restarting` before it reads last_push.json: a state that has not changed since that file was
+    written is proof that nothing was lost.
+    """
+    now = client.state()
+    if now.state == "ready" and now.generation == before.generation:
+        return
+    deadline = time.monotonic() + before.ready_timeout_s + before.control_timeout_s
+    while time.monotonic() < deadline:
+        client.wait_ready()
+        told = read_state(client.file)
+        if told is not None and told.state == "ready" and told.weight_version == push.version:
+            return
+        time.sleep(0.05)
+    raise ServerError(
+        f"the rollout server restarted during weight update {push.version} and does not hold it"
+    )
 
 
 def _await_restart(client: RolloutClient, generation: int) -> None:

@@ -99,9 +99,7 @@ class StepContext:
 
     def stage_rows(self, name: str) -> Path:
         """The pairs of an earlier preferences stage."""
-        result = self.steps[name].result
-        assert result is not None  # checked on opening
-        return self.steps[name].folder / result["rows"]
+        return self.steps[name].folder / self.steps[name].outcome["rows"]
 
     def saved(self, step: int, path: Path) -> None:
         """Tell the ledger of a checkpoint."""
@@ -130,9 +128,21 @@ class StepContext:
         while name in self.steps:
             chain.append(name)
             name = self.steps[name].model
-        lines = [f"# {self.recipe.name}: {self.step.id}", "", f"Made by tulu_lite {__version__} from the recipe below.", ""]
-        lines += [f"- base model: `{self.recipe.model}`", f"- stages: base -> {' -> '.join(reversed(chain))}", f"- seed: {self.seed}"]
-        lines += [f"- key of this step: `{self.step.key}`", *(f"- {name}: {value}" for name, value in figures.items() if value is not None)]
+        lines = [
+            f"# {self.recipe.name}: {self.step.id}",
+            "",
+            f"Made by tulu_lite {__version__} from the recipe below.",
+            "",
+        ]
+        lines += [
+            f"- base model: `{self.recipe.model}`",
+            f"- stages: base -> {' -> '.join(reversed(chain))}",
+            f"- seed: {self.seed}",
+        ]
+        lines += [
+            f"- key of this step: `{self.step.key}`",
+            *(f"- {name}: {value}" for name, value in figures.items() if value is not None),
+        ]
         return "\n".join([*lines, "", "```yaml", dump_recipe(self.recipe).rstrip(), "```", ""])
 
     def finish(self, *, model: Path | None = None, rows: Path | None = None, summary: dict[str, Any]) -> None:
@@ -187,11 +197,19 @@ def step_context(stage_class: type, arguments: Sequence[str] | None = None) -> I
 
 def _parse(stage_class: type, arguments: Sequence[str] | None) -> argparse.Namespace:
     kind = stage_class.model_fields["kind"].annotation.__args__[0]  # type: ignore[attr-defined]
-    parser = argparse.ArgumentParser(prog=f"python -m tulu_lite.stages.{kind}", description=stage_class.__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m tulu_lite.stages.{kind}", description=stage_class.__doc__
+    )
     parser.add_argument("--recipe", required=True, help="the recipe's YAML file")
     parser.add_argument("--stage", required=True, help=f"the name of a stage of kind {kind} in it")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, such as seed=7")
-    parser.add_argument("--seed", type=int, help="which of an rlvr stage's seeds" if kind in ("rlvr", "evaluate") else argparse.SUPPRESS)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, such as seed=7"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="which of an rlvr stage's seeds" if kind in ("rlvr", "evaluate") else argparse.SUPPRESS,
+    )
     if kind == "evaluate":
         parser.add_argument("--model", required=True, help="the stage whose model is evaluated, or base")
     return parser.parse_args(arguments)
@@ -203,8 +221,13 @@ def _open(stage_class: type, options: argparse.Namespace) -> StepContext:
     steps = {step.id: step for step in expand(recipe, ledger)}
     wanted = step_id(recipe, options.stage, options.seed, getattr(options, "model", None))
     if wanted not in steps or not isinstance(steps[wanted].stage, stage_class):
-        fitting = [id for id, step in steps.items() if isinstance(step.stage, stage_class) and step.kind != "select"]
-        raise TuluLiteError(f"{options.recipe} has no such step as {wanted!r} for this command", cure=f"it has {', '.join(fitting) or 'none'}")
+        fitting = [
+            id for id, step in steps.items() if isinstance(step.stage, stage_class) and step.kind != "select"
+        ]
+        raise TuluLiteError(
+            f"{options.recipe} has no such step as {wanted!r} for this command",
+            cure=f"it has {', '.join(fitting) or 'none'}",
+        )
     step = steps[wanted]
     if step.done:
         print(f"{step.id} is already done: {step.folder}", flush=True)
@@ -227,7 +250,9 @@ def step_id(recipe: Recipe, stage: str, seed: int | None, model: str | None = No
     id = target
     if seeded is not None and seeded.kind == "rlvr":
         if seed is None and len(seeded.seeds) > 1:
-            raise TuluLiteError(f"stage {target!r} has the seeds {list(seeded.seeds)}", cure="say which with --seed")
+            raise TuluLiteError(
+                f"stage {target!r} has the seeds {list(seeded.seeds)}", cure="say which with --seed"
+            )
         id = f"{target}/seed-{seeded.seeds[0] if seed is None else seed}"
     return f"{stage}/{id}" if named is not None and named.kind == "evaluate" else id
 
@@ -241,7 +266,13 @@ def _start(context: StepContext) -> None:
     if not step.inputs or step.model not in context.steps:
         roles.append((step.identity["inputs"]["base"], "model"))
     context.ledger.start_step(
-        step.key, id=step.id, kind=step.kind, seed=step.seed, identity=step.identity, folder=str(step.folder), inputs=roles
+        step.key,
+        id=step.id,
+        kind=step.kind,
+        seed=step.seed,
+        identity=step.identity,
+        folder=str(step.folder),
+        inputs=roles,
     )
 
 
@@ -253,6 +284,8 @@ def _fail(context: StepContext | None, message: str, error: TuluLiteError | None
         try:
             context.ledger.end_step(context.step.key, "failed", error=message)
             if error is not None:
-                write_json(context.dir / "error.json", {"what": error.what, "why": error.why, "cure": error.cure})
+                write_json(
+                    context.dir / "error.json", {"what": error.what, "why": error.why, "cure": error.cure}
+                )
         except TuluLiteError as second:
             print(second, file=sys.stderr)

@@ -49,7 +49,9 @@ def main() -> None:
 def train(ctx: StepContext) -> None:
     stage: DpoStage = ctx.stage
     recipe = ctx.recipe
-    template = ChatTemplate.load(recipe.chat_template, load_tokenizer(recipe.model, recipe.revision), recipe.model)
+    template = ChatTemplate.load(
+        recipe.chat_template, load_tokenizer(recipe.model, recipe.revision), recipe.model
+    )
     pairs, report = load_pairs(stage, template, seed=recipe.seed, stage_rows=ctx.stage_rows)
     for note in report.notes():
         print(note, flush=True)
@@ -62,10 +64,19 @@ def train(ctx: StepContext) -> None:
         batch = [scored[i] for i in step_indices(len(scored), stage.batch_size, stage.epochs, ctx.seed, step)]
         sums = {"correct": 0.0, "margin": 0.0, "chosen": 0.0, "rejected": 0.0}
 
-        def loss_of(items: Sequence[Scored], pairs_in_all: int = len(batch), sums: dict[str, float] = sums) -> torch.Tensor:
-            chosen_B, rejected_B = _both_sides(training, stage, [item.pair for item in items], template.pad_id)
-            reference = torch.tensor([[item.reference_chosen, item.reference_rejected] for item in items] or [[0.0, 0.0]], device=training.device)
-            losses_B, margin_B = dpo_losses(chosen_B, rejected_B, reference[:, 0], reference[:, 1], stage.beta)
+        def loss_of(
+            items: Sequence[Scored], pairs_in_all: int = len(batch), sums: dict[str, float] = sums
+        ) -> torch.Tensor:
+            chosen_B, rejected_B = _both_sides(
+                training, stage, [item.pair for item in items], template.pad_id
+            )
+            reference = torch.tensor(
+                [[item.reference_chosen, item.reference_rejected] for item in items] or [[0.0, 0.0]],
+                device=training.device,
+            )
+            losses_B, margin_B = dpo_losses(
+                chosen_B, rejected_B, reference[:, 0], reference[:, 1], stage.beta
+            )
             if not items:  # another process has one micro-batch more
                 return losses_B.sum() * 0.0
             sums["correct"] += float((margin_B > 0).sum())
@@ -75,9 +86,13 @@ def train(ctx: StepContext) -> None:
             return losses_B.sum() / pairs_in_all
 
         loss, norm, rate = training.update(step, batch, [2 * item.tokens for item in batch], loss_of)
-        totals = training.accelerator.reduce(torch.tensor(list(sums.values()), dtype=torch.float64).to(training.device), "sum").tolist()
+        totals = training.accelerator.reduce(
+            torch.tensor(list(sums.values()), dtype=torch.float64).to(training.device), "sum"
+        ).tolist()
         correct, margin, chosen, rejected = (total / len(batch) for total in totals)
-        tokens = sum(2 * len(i.pair.prompt_ids) + len(i.pair.chosen_ids) + len(i.pair.rejected_ids) for i in batch)
+        tokens = sum(
+            2 * len(i.pair.prompt_ids) + len(i.pair.chosen_ids) + len(i.pair.rejected_ids) for i in batch
+        )
         ctx.metrics.log(
             step, loss=loss, grad_norm=norm, learning_rate=rate, accuracy=correct, margin=margin, chosen_gain=chosen,
             rejected_gain=rejected, tokens=tokens, tokens_per_second=tokens / (time.perf_counter() - began),
@@ -89,17 +104,27 @@ def train(ctx: StepContext) -> None:
     training.finish(template, {"pairs": len(pairs), **last, "updates": steps})
 
 
-def _both_sides(training: Training, stage: DpoStage, pairs: Sequence[PairExample], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _both_sides(
+    training: Training, stage: DpoStage, pairs: Sequence[PairExample], pad_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities [B] of the chosen and the rejected responses, in one forward pass over both."""
-    sequences = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs] + [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-    ids_BT, attention_BT, mask_BT = collate(sequences or [((pad_id,), (pad_id,))] * 2, training.device, pad_id)
-    logprobs = token_logprobs(training.model, ids_BT, attention_BT, chunk_tokens=stage.logits_chunk_tokens, mask=mask_BT[:, 1:])
+    sequences = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs] + [
+        (pair.prompt_ids, pair.rejected_ids) for pair in pairs
+    ]
+    ids_BT, attention_BT, mask_BT = collate(
+        sequences or [((pad_id,), (pad_id,))] * 2, training.device, pad_id
+    )
+    logprobs = token_logprobs(
+        training.model, ids_BT, attention_BT, chunk_tokens=stage.logits_chunk_tokens, mask=mask_BT[:, 1:]
+    )
     both = sequence_logprob(logprobs, mask_BT[:, 1:], stage.length_normalised)
     half = len(both) // 2
     return both[:half], both[half:]
 
 
-def _with_reference(ctx: StepContext, training: Training, pairs: Sequence[PairExample], pad_id: int) -> list[Scored]:
+def _with_reference(
+    ctx: StepContext, training: Training, pairs: Sequence[PairExample], pad_id: int
+) -> list[Scored]:
     """The pairs with the reference's log-probabilities: those of the model before training, computed once."""
     file = ctx.dir / "reference.safetensors"
     if not file.exists():
@@ -129,7 +154,11 @@ def collate(
     """Right-padded token ids, attention and response mask [B, T] of B (prompt, response)."""
     longest = max(len(prompt) + len(response) for prompt, response in sequences)
     shape = (len(sequences), longest)
-    ids, attention, mask = torch.full(shape, pad_id, dtype=torch.long), torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
+    ids, attention, mask = (
+        torch.full(shape, pad_id, dtype=torch.long),
+        torch.zeros(shape, dtype=torch.long),
+        torch.zeros(shape),
+    )
     for row, (prompt, response) in enumerate(sequences):
         end = len(prompt) + len(response)
         ids[row, :end] = torch.tensor(prompt + response)

@@ -19,28 +19,53 @@ from .sampling import Sampler, open_sampler
 
 
 def main() -> None:
-    with step_context(EvaluateStage) as ctx, open_sampler(ctx) as sampler, judging(ctx.recipe, ctx.stage.max_error_share) as judge:
+    with (
+        step_context(EvaluateStage) as ctx,
+        open_sampler(ctx) as sampler,
+        judging(ctx.recipe, ctx.stage.max_error_share) as judge,
+    ):
         stage: EvaluateStage = ctx.stage
         prompts = load_prompts(
-            stage.data, sampler.template, seed=ctx.recipe.seed, max_prompt_tokens=sampler.context - stage.max_tokens
+            stage.data,
+            sampler.template,
+            seed=ctx.recipe.seed,
+            max_prompt_tokens=sampler.context - stage.max_tokens,
         )
         sampler.load(ctx.init_model)
-        greedy = judge(_sample(ctx, sampler, prompts, Sampling(n=1, temperature=0.0, max_tokens=stage.max_tokens, seed=ctx.seed)))
+        greedy = judge(
+            _sample(
+                ctx,
+                sampler,
+                prompts,
+                Sampling(n=1, temperature=0.0, max_tokens=stage.max_tokens, seed=ctx.seed),
+            )
+        )
         sampled: list[RolloutGroup] = []
         if stage.samples_per_prompt:
-            sampling = Sampling(n=stage.samples_per_prompt, temperature=stage.temperature, max_tokens=stage.max_tokens, seed=ctx.seed)
+            sampling = Sampling(
+                n=stage.samples_per_prompt,
+                temperature=stage.temperature,
+                max_tokens=stage.max_tokens,
+                seed=ctx.seed,
+            )
             sampled = judge(_sample(ctx, sampler, prompts, sampling))
         rows = ctx.dir / "responses.jsonl"
         _write(rows, [("greedy", greedy), ("sampled", sampled)])
         ctx.finish(rows=rows, summary=summarise(greedy, sampled, stage.pass_at))
 
 
-def _sample(ctx: StepContext, sampler: Sampler, prompts: Sequence[Any], sampling: Sampling) -> list[RolloutGroup]:
+def _sample(
+    ctx: StepContext, sampler: Sampler, prompts: Sequence[Any], sampling: Sampling
+) -> list[RolloutGroup]:
     what = "greedy prompts" if sampling.temperature == 0 else "sampled prompts"
-    return sampler.generate(prompts, sampling, on_progress=lambda done: ctx.progress(done, len(prompts), what))
+    return sampler.generate(
+        prompts, sampling, on_progress=lambda done: ctx.progress(done, len(prompts), what)
+    )
 
 
-def summarise(greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], pass_at: Sequence[int]) -> dict[str, Any]:
+def summarise(
+    greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], pass_at: Sequence[int]
+) -> dict[str, Any]:
     """The figures of one model: over all prompts, and by source."""
     by_source: dict[str, tuple[list[RolloutGroup], list[RolloutGroup]]] = defaultdict(lambda: ([], []))
     for which, groups in enumerate((greedy, sampled)):
@@ -52,7 +77,9 @@ def summarise(greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], p
     }
 
 
-def _figures(greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], pass_at: Sequence[int]) -> dict[str, Any]:
+def _figures(
+    greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], pass_at: Sequence[int]
+) -> dict[str, Any]:
     """Accuracy is the share of responses with full marks. Responses without a score are left out, and counted."""
     scores = [score for group in greedy for score in group.scores if score is not None]
     rollouts = [rollout for group in greedy for rollout in group.rollouts]
@@ -68,7 +95,9 @@ def _figures(greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], pa
         right = [marks for marks in right if marks]
         figures["sampled_accuracy"] = mean([sum(marks) / len(marks) for marks in right]).to_json()
         for k in pass_at:
-            figures[f"pass@{k}"] = mean([pass_at_k(sum(marks), len(marks), k) for marks in right if len(marks) >= k]).to_json()
+            figures[f"pass@{k}"] = mean(
+                [pass_at_k(sum(marks), len(marks), k) for marks in right if len(marks) >= k]
+            ).to_json()
         figures["unscored"] += sum(score is None for group in sampled for score in group.scores)
     return figures
 
@@ -79,7 +108,9 @@ def _write(path: Any, kinds: Iterable[tuple[str, Sequence[RolloutGroup]]]) -> No
         for kind, groups in kinds:
             for group in groups:
                 for rollout in group.rollouts:
-                    file.write((json.dumps(response_row(group, rollout, kind), ensure_ascii=False) + "\n").encode())
+                    file.write(
+                        (json.dumps(response_row(group, rollout, kind), ensure_ascii=False) + "\n").encode()
+                    )
 
 
 def response_row(group: RolloutGroup, rollout: Any, kind: str) -> dict[str, Any]:

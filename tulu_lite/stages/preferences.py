@@ -23,18 +23,37 @@ from .sampling import open_sampler
 
 
 def main() -> None:
-    with step_context(PreferencesStage) as ctx, open_sampler(ctx) as sampler, judging(ctx.recipe, ctx.stage.max_error_share) as judge:
+    with (
+        step_context(PreferencesStage) as ctx,
+        open_sampler(ctx) as sampler,
+        judging(ctx.recipe, ctx.stage.max_error_share) as judge,
+    ):
         stage: PreferencesStage = ctx.stage
         drawn = stage.sampling
         prompts = load_prompts(
-            stage.data, sampler.template, seed=ctx.recipe.seed, max_prompt_tokens=sampler.context - drawn.max_tokens
+            stage.data,
+            sampler.template,
+            seed=ctx.recipe.seed,
+            max_prompt_tokens=sampler.context - drawn.max_tokens,
         )
         sampler.load(ctx.init_model)
-        sampling = Sampling(n=stage.samples_per_prompt, temperature=drawn.temperature, max_tokens=drawn.max_tokens, seed=ctx.seed)
-        groups = sampler.generate(prompts, sampling, on_progress=lambda done: ctx.progress(done, len(prompts), "prompts"))
+        sampling = Sampling(
+            n=stage.samples_per_prompt,
+            temperature=drawn.temperature,
+            max_tokens=drawn.max_tokens,
+            seed=ctx.seed,
+        )
+        groups = sampler.generate(
+            prompts, sampling, on_progress=lambda done: ctx.progress(done, len(prompts), "prompts")
+        )
         groups = judge(groups)
 
-        made_from = {"stage": stage.name, "policy": ctx.step.model, "step_key": ctx.step.key, "seed": ctx.seed}
+        made_from = {
+            "stage": stage.name,
+            "policy": ctx.step.model,
+            "step_key": ctx.step.key,
+            "seed": ctx.seed,
+        }
         pairs = [pair for group in groups for pair in make_pairs(group, stage, ctx.seed, made_from)]
         if not pairs:
             raise TuluLiteError(
@@ -47,13 +66,19 @@ def main() -> None:
         ctx.finish(rows=path, summary=_summary(groups, pairs))
 
 
-def make_pairs(group: RolloutGroup, stage: PreferencesStage, seed: int, made_from: dict[str, Any]) -> list[PreferencePair]:
+def make_pairs(
+    group: RolloutGroup, stage: PreferencesStage, seed: int, made_from: dict[str, Any]
+) -> list[PreferencePair]:
     """At most `pairs_per_prompt` pairs of one prompt's judged responses, no text twice on the same side.
 
     Responses without a score take no part. The choice depends on the prompt and the seed alone.
     """
     choice = random.Random(f"{seed}:{group.prompt.id}")
-    scored = [(rollout.score, index, rollout) for index, rollout in enumerate(group.rollouts) if rollout.score is not None]
+    scored = [
+        (rollout.score, index, rollout)
+        for index, rollout in enumerate(group.rollouts)
+        if rollout.score is not None
+    ]
     scored.sort(key=lambda item: (-item[0], item[1]))
     pairs: list[PreferencePair] = []
     chosen_texts: set[str] = set()
@@ -63,7 +88,11 @@ def make_pairs(group: RolloutGroup, stage: PreferencesStage, seed: int, made_fro
             break
         if chosen.text in chosen_texts:
             continue
-        lower = [item for item in scored if score - item[0] > max(stage.min_margin - 1e-9, 0.0) and item[2].text not in rejected_texts]
+        lower = [
+            item
+            for item in scored
+            if score - item[0] > max(stage.min_margin - 1e-9, 0.0) and item[2].text not in rejected_texts
+        ]
         if not lower:
             continue
         if stage.rejected == "lowest":
@@ -72,7 +101,12 @@ def make_pairs(group: RolloutGroup, stage: PreferencesStage, seed: int, made_fro
         _, rejected_index, rejected = choice.choice(lower)
         chosen_texts.add(chosen.text)
         rejected_texts.add(rejected.text)
-        provenance = {**made_from, "chosen_sample": index, "rejected_sample": rejected_index, **_versions(chosen)}
+        provenance = {
+            **made_from,
+            "chosen_sample": index,
+            "rejected_sample": rejected_index,
+            **_versions(chosen),
+        }
         pairs.append(PreferencePair(group.prompt, chosen, rejected, provenance))
     return pairs
 
@@ -90,7 +124,8 @@ def _summary(groups: Sequence[RolloutGroup], pairs: Sequence[PreferencePair]) ->
         "unscored": len(scores) - len(known),
         "mean_score": sum(known) / max(len(known), 1),
         "pairs": len(pairs),
-        "prompts_without_pair": len({group.prompt.id for group in groups}) - len({pair.prompt.id for pair in pairs}),
+        "prompts_without_pair": len({group.prompt.id for group in groups})
+        - len({pair.prompt.id for pair in pairs}),
     }
 
 

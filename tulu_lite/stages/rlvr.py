@@ -35,8 +35,7 @@ from ..records import Prompt, Rollout, RolloutGroup
 from ..rollout.client import Sampling
 from ..statistics import proportion
 from ..training.accelerator import make_accelerator
-from ..training.checkpoint import load_latest, save_checkpoint
-from ..training.checkpoint import export_model
+from ..training.checkpoint import export_model, load_latest, save_checkpoint
 from ..training.logprobs import token_logprobs
 from ..training.model import load_model, merged_weights, reference_of
 from ..training.optim import accumulating, backward, finish_update, make_optimizer
@@ -93,7 +92,11 @@ class Clock:
 
 
 def main() -> None:
-    with step_context(RlvrStage) as ctx, judging(ctx.recipe, ctx.stage.max_error_share) as judge, open_sampler(ctx) as sampler:
+    with (
+        step_context(RlvrStage) as ctx,
+        judging(ctx.recipe, ctx.stage.max_error_share) as judge,
+        open_sampler(ctx) as sampler,
+    ):
         Trainer(ctx, sampler, judge).train()
 
 
@@ -107,10 +110,16 @@ class Trainer:
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         longest = sampler.context - stage.sampling.max_tokens
-        self.prompts = load_prompts(stage.data, sampler.template, seed=ctx.recipe.seed, max_prompt_tokens=longest)
-        self.validation = load_prompts(stage.validation, sampler.template, seed=ctx.recipe.seed, max_prompt_tokens=longest)
+        self.prompts = load_prompts(
+            stage.data, sampler.template, seed=ctx.recipe.seed, max_prompt_tokens=longest
+        )
+        self.validation = load_prompts(
+            stage.validation, sampler.template, seed=ctx.recipe.seed, max_prompt_tokens=longest
+        )
 
-        model = load_model(ctx.init_model, self.device, lora=stage.lora, gradient_checkpointing=stage.gradient_checkpointing)
+        model = load_model(
+            ctx.init_model, self.device, lora=stage.lora, gradient_checkpointing=stage.gradient_checkpointing
+        )
         self.reference = reference_of(model, ctx.init_model, self.device) if stage.kl_coefficient else None
         updates = stage.steps * stage.updates_per_step
         optimizer, self.rate = make_optimizer(model, stage, updates)
@@ -123,7 +132,9 @@ class Trainer:
         stage, ctx = self.stage, self.ctx
         self._resume()
         for step in range(self.state["step"] + 1, stage.steps + 1):
-            prompts = prompts_of_step(self.prompts, step, stage.prompts_per_step, ctx.seed)  # 1. the next prompts
+            prompts = prompts_of_step(
+                self.prompts, step, stage.prompts_per_step, ctx.seed
+            )  # 1. the next prompts
             self._push()  # 8. of the step before: the sampler gets the weights
             groups = self._sample(prompts, step)  # 2. a group of responses each
             with self.clock("verify"):
@@ -161,38 +172,61 @@ class Trainer:
         )
         places = range(self.rank, len(prompts), self.world)
         with self.clock("sample"):
-            return self.sampler.generate([prompts[place] for place in places], sampling, positions=list(places))
+            return self.sampler.generate(
+                [prompts[place] for place in places], sampling, positions=list(places)
+            )
 
     # 4. Advantages
 
     def _advantages(self, groups: Sequence[RolloutGroup]) -> torch.Tensor:
         """[P, G] advantages of this process's groups. A response without a score has none, and takes no part."""
-        rewards = torch.tensor([[reward(rollout, self.stage) for rollout in group.rollouts] for group in groups], dtype=torch.float64)
+        rewards = torch.tensor(
+            [[reward(rollout, self.stage) for rollout in group.rollouts] for group in groups],
+            dtype=torch.float64,
+        )
         return group_advantages(rewards, self.stage.advantage).float()
 
     # 5.-7. Update
 
-    def _update(self, groups: Sequence[RolloutGroup], advantages: torch.Tensor, step: int) -> dict[str, float]:
+    def _update(
+        self, groups: Sequence[RolloutGroup], advantages: torch.Tensor, step: int
+    ) -> dict[str, float]:
         """All optimiser steps on one batch of responses, each on an equal share of the prompts."""
         sums, updates = Sums(), self.stage.updates_per_step
         figures: dict[str, float] = {}
         answered = [
-            [Answered(group.prompt.token_ids, rollout, float(value)) for rollout, value in zip(group.rollouts, row, strict=True) if rollout.score is not None]
+            [
+                Answered(group.prompt.token_ids, rollout, float(value))
+                for rollout, value in zip(group.rollouts, row, strict=True)
+                if rollout.score is not None
+            ]
             for group, row in zip(groups, advantages, strict=True)
         ]
         with self.clock("train"):
             for part in range(updates):
-                share = [item for place, group in enumerate(answered) if place * updates // len(answered) == part for item in group]
+                share = [
+                    item
+                    for place, group in enumerate(answered)
+                    if place * updates // len(answered) == part
+                    for item in group
+                ]
                 figures |= self._optimiser_step(share, sums, step, first=part == 0)
         self.fresh = False
         return figures | self._means(sums)
 
-    def _optimiser_step(self, share: Sequence[Answered], sums: Sums, step: int, first: bool) -> dict[str, float]:
+    def _optimiser_step(
+        self, share: Sequence[Answered], sums: Sums, step: int, first: bool
+    ) -> dict[str, float]:
         """One denominator for the whole step, over all processes and micro-batches."""
-        own = torch.tensor([len(share), sum(len(item.rollout.token_ids) for item in share)], dtype=torch.float64)
+        own = torch.tensor(
+            [len(share), sum(len(item.rollout.token_ids) for item in share)], dtype=torch.float64
+        )
         responses, tokens = (float(count) for count in self.accelerator.reduce(own.to(self.device), "sum"))
         if responses == 0:
-            raise TuluLiteError(f"step {step}: no response of the batch has a score, so there is nothing to learn from", cure="see why the verifier fails")
+            raise TuluLiteError(
+                f"step {step}: no response of the batch has a score, so there is nothing to learn from",
+                cure="see why the verifier fails",
+            )
         batches = pack_by_length([item.tokens for item in share], self.stage.micro_batch_tokens)
         gap_total = 0.0
         even = self._even(batches)
@@ -204,32 +238,60 @@ class Trainer:
         if first:
             self._check_gap(gap_total, tokens, step)
         self.state["updates"] += 1
-        norm = finish_update(self.accelerator, self.model, self.optimizer, self.rate(self.state["updates"]), self.stage.max_grad_norm, f"step {step}")
+        norm = finish_update(
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            self.rate(self.state["updates"]),
+            self.stage.max_grad_norm,
+            f"step {step}",
+        )
         return {"grad_norm": norm, "learning_rate": self.rate(self.state["updates"])}
 
-    def _micro_batch(self, items: Sequence[Answered], responses: float, tokens: float, sums: Sums) -> tuple[torch.Tensor, float]:
+    def _micro_batch(
+        self, items: Sequence[Answered], responses: float, tokens: float, sums: Sums
+    ) -> tuple[torch.Tensor, float]:
         """Loss of B responses (a share of the step's), and the sum of |log p_trainer - log p_sampler| over their tokens."""
         stage = self.stage
         ids_BT, attention_BT, mask_BT, old_BT, advantage_B = collate(items, self.device, self.sampler.pad_id)
         scored = mask_BT[:, 1:]
         new = token_logprobs(
-            self.model, ids_BT, attention_BT, chunk_tokens=stage.logits_chunk_tokens, temperature=stage.sampling.temperature, mask=scored
+            self.model,
+            ids_BT,
+            attention_BT,
+            chunk_tokens=stage.logits_chunk_tokens,
+            temperature=stage.sampling.temperature,
+            mask=scored,
         )  # [B, T-1]
         old = old_BT[:, 1:]
         surrogate, clipped, ratio = clipped_surrogate(new, old, advantage_B[:, None], *stage.clip)
-        weights = aggregation_weights(scored, stage.aggregation, tokens, responses)  # [B, T-1], sums to 1 over the step
+        weights = aggregation_weights(
+            scored, stage.aggregation, tokens, responses
+        )  # [B, T-1], sums to 1 over the step
         loss = (surrogate * weights).sum()
         if self.reference is not None:
             with torch.no_grad(), self.reference(self.model) as reference:
                 fixed = token_logprobs(
-                    reference, ids_BT, attention_BT, chunk_tokens=stage.logits_chunk_tokens, temperature=stage.sampling.temperature, mask=scored
+                    reference,
+                    ids_BT,
+                    attention_BT,
+                    chunk_tokens=stage.logits_chunk_tokens,
+                    temperature=stage.sampling.temperature,
+                    mask=scored,
                 )
             divergence = kl_estimate(new, fixed, stage.kl_estimator)
             loss = loss + stage.kl_coefficient * (divergence * weights).sum()
             sums.add(kl=(kl_estimate(new, fixed, "k3").detach() * scored).sum())
         gap = ((new.detach() - old).abs() * scored).sum()
         sums.gap_max = max(sums.gap_max, float(((new.detach() - old).abs() * scored).max()))
-        sums.add(loss=loss, clipped=(clipped * scored).sum(), ratio=(ratio.detach() * scored).sum(), gap=gap, negative_logprob=-(new.detach() * scored).sum(), tokens=scored.sum())
+        sums.add(
+            loss=loss,
+            clipped=(clipped * scored).sum(),
+            ratio=(ratio.detach() * scored).sum(),
+            gap=gap,
+            negative_logprob=-(new.detach() * scored).sum(),
+            tokens=scored.sum(),
+        )
         return loss, float(gap)
 
     def _even(self, batches: list[list[int]]) -> list[list[int]]:
@@ -247,7 +309,6 @@ class Trainer:
                 why="the server does not sample from the model that is trained, so the gradient would be of another policy",
                 cure="compare server.dtype with the trainer's type; raise max_logprob_gap only if the types must differ",
             )
-
 
     # 9. Validation, metrics, saving
 
@@ -272,7 +333,9 @@ class Trainer:
     def _means(self, sums: Sums) -> dict[str, float]:
         """Per-token means over all processes."""
         names = ["tokens", "clipped", "ratio", "gap", "kl", "negative_logprob", "loss"]
-        totals = self.accelerator.reduce(torch.tensor([sums.values[name] for name in names], dtype=torch.float64).to(self.device), "sum").tolist()
+        totals = self.accelerator.reduce(
+            torch.tensor([sums.values[name] for name in names], dtype=torch.float64).to(self.device), "sum"
+        ).tolist()
         total = dict(zip(names, totals, strict=True))
         tokens = max(total["tokens"], 1.0)
         return {
@@ -291,9 +354,20 @@ class Trainer:
         figures["tokens_per_second"] = figures["response_tokens"] * figures["responses"] / max(seconds, 1e-9)
         self.ctx.metrics.log(step, **figures)
         if self.accelerator.is_main_process:
-            rows = [response_row(group, rollout, "train") for group in groups[:KEPT_GROUPS] for rollout in group.rollouts]
-            write_atomic(self.ctx.dir / "rollouts" / f"step-{step:06d}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        shown: dict[str, Any] = {"reward": figures["reward"], "length": figures["response_tokens"], "kl": figures["kl"]}
+            rows = [
+                response_row(group, rollout, "train")
+                for group in groups[:KEPT_GROUPS]
+                for rollout in group.rollouts
+            ]
+            write_atomic(
+                self.ctx.dir / "rollouts" / f"step-{step:06d}.jsonl",
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+            )
+        shown: dict[str, Any] = {
+            "reward": figures["reward"],
+            "length": figures["response_tokens"],
+            "kl": figures["kl"],
+        }
         if self.state["validation"] is not None:
             shown["validation"] = self.state["validation"]
         self.ctx.progress(step, self.stage.steps, **shown)
@@ -307,7 +381,13 @@ class Trainer:
             rewards = [reward(rollout, stage) for rollout in group.rollouts]
             silent += len({value for value in rewards if value == value}) < 2
             rows += [
-                (group.prompt.source, value, (rollout.score or 0) >= 1, len(rollout.token_ids), rollout.finished)
+                (
+                    group.prompt.source,
+                    value,
+                    (rollout.score or 0) >= 1,
+                    len(rollout.token_ids),
+                    rollout.finished,
+                )
                 for value, rollout in zip(rewards, group.rollouts, strict=True)
             ]
         rows, silent_groups, group_count = _gathered(rows, silent, len(groups))
@@ -333,12 +413,18 @@ class Trainer:
         self.ctx.progress(self.state["step"], self.stage.steps)
 
     def _save(self, step: int) -> None:
-        path = save_checkpoint(self.ctx.checkpoints, step, model=self.model, optimizer=self.optimizer, state=self.state)
+        path = save_checkpoint(
+            self.ctx.checkpoints, step, model=self.model, optimizer=self.optimizer, state=self.state
+        )
         self.ctx.saved(step, path)
 
     def _export(self, folder: Path) -> None:
-        card = self.ctx.model_card({"validation accuracy": self.state["validation"], "step": self.state["step"]})
-        export_model(folder, self.model, init_model=self.ctx.init_model, template=self.sampler.template, card=card)
+        card = self.ctx.model_card(
+            {"validation accuracy": self.state["validation"], "step": self.state["step"]}
+        )
+        export_model(
+            folder, self.model, init_model=self.ctx.init_model, template=self.sampler.template, card=card
+        )
 
     def _finish(self) -> None:
         best = self.state["best"]
@@ -346,7 +432,11 @@ class Trainer:
         if not best:
             self._export(folder)
         accuracy = best["accuracy"] if best else self.state["validation"]
-        summary = {"validation_accuracy": accuracy, "step": best["step"] if best else self.stage.steps, "validation_prompts": len(self.validation)}
+        summary = {
+            "validation_accuracy": accuracy,
+            "step": best["step"] if best else self.stage.steps,
+            "validation_prompts": len(self.validation),
+        }
         self.ctx.finish(model=folder, summary=summary)
 
 
@@ -357,7 +447,11 @@ def _mean(values: Sequence[float]) -> float:
 def _gathered(rows: list[Any], silent: int, groups: int) -> tuple[list[Any], int, int]:
     """All processes' rows and counts."""
     parts = gather_object([(rows, silent, groups)])
-    return [row for part in parts for row in part[0]], sum(part[1] for part in parts), sum(part[2] for part in parts)
+    return (
+        [row for part in parts for row in part[0]],
+        sum(part[1] for part in parts),
+        sum(part[2] for part in parts),
+    )
 
 
 def collate(items: Sequence[Answered], device: torch.device, pad_id: int) -> tuple[torch.Tensor, ...]:

@@ -50,7 +50,9 @@ class Sampler:
             if on_progress is not None:
                 on_progress(done)
 
-        return self.client.generate(prompts, replace(sampling, stop_token_ids=self.template.end_token_ids), on_group=count)
+        return self.client.generate(
+            prompts, replace(sampling, stop_token_ids=self.template.end_token_ids), on_group=count
+        )
 
     def load(self, model: str) -> None:
         """Have the server sample from the weights of a model folder; it reads the files itself."""
@@ -72,7 +74,9 @@ class Sampler:
 @contextmanager
 def open_sampler(ctx: StepContext) -> Iterator[Sampler]:
     """The run's server when there is one, else (a stage run by hand) one of this process's own, for as long."""
-    template = ChatTemplate.load(ctx.recipe.chat_template, load_tokenizer(ctx.recipe.model, ctx.recipe.revision), ctx.recipe.model)
+    template = ChatTemplate.load(
+        ctx.recipe.chat_template, load_tokenizer(ctx.recipe.model, ctx.recipe.revision), ctx.recipe.model
+    )
     context = context_length(ctx.recipe)
     state_file = os.environ.get(SERVER_VARIABLE)
     if state_file is not None:

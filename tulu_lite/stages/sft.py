@@ -25,7 +25,9 @@ def main() -> None:
 def train(ctx: StepContext) -> None:
     stage: SftStage = ctx.stage
     recipe = ctx.recipe
-    template = ChatTemplate.load(recipe.chat_template, load_tokenizer(recipe.model, recipe.revision), recipe.model)
+    template = ChatTemplate.load(
+        recipe.chat_template, load_tokenizer(recipe.model, recipe.revision), recipe.model
+    )
     template.check()
     examples, report = load_conversations(stage, template, seed=recipe.seed)
     for note in report.notes():
@@ -35,32 +37,64 @@ def train(ctx: StepContext) -> None:
     training = Training(ctx, updates=steps)
     for step in range(training.resume() + 1, steps + 1):
         began = time.perf_counter()
-        batch = [examples[i] for i in step_indices(len(examples), stage.batch_size, stage.epochs, ctx.seed, step)]
+        batch = [
+            examples[i] for i in step_indices(len(examples), stage.batch_size, stage.epochs, ctx.seed, step)
+        ]
         loss_tokens = sum(sum(example.loss_mask) for example in batch)
-        denominator = 1.0 if stage.loss == "token_sum" else float(loss_tokens)  # of the whole step, on all processes
+        denominator = (
+            1.0 if stage.loss == "token_sum" else float(loss_tokens)
+        )  # of the whole step, on all processes
 
         def loss_of(items: Sequence[Example], denominator: float = denominator) -> torch.Tensor:
             ids_BT, attention_BT, mask_BT = collate(items, training.device, template.pad_id)
-            logprobs = token_logprobs(training.model, ids_BT, attention_BT, chunk_tokens=stage.logits_chunk_tokens, mask=mask_BT[:, 1:])
+            logprobs = token_logprobs(
+                training.model,
+                ids_BT,
+                attention_BT,
+                chunk_tokens=stage.logits_chunk_tokens,
+                mask=mask_BT[:, 1:],
+            )
             return token_loss(logprobs, mask_BT[:, 1:], denominator)
 
-        loss, norm, rate = training.update(step, batch, [len(example.token_ids) for example in batch], loss_of)
+        loss, norm, rate = training.update(
+            step, batch, [len(example.token_ids) for example in batch], loss_of
+        )
         tokens = sum(len(example.token_ids) for example in batch)
         seconds = time.perf_counter() - began
         shown = loss if stage.loss == "token_mean" else loss / loss_tokens
         ctx.metrics.log(
-            step, loss=shown, grad_norm=norm, learning_rate=rate, tokens=tokens, loss_tokens=loss_tokens, tokens_per_second=tokens / seconds
+            step,
+            loss=shown,
+            grad_norm=norm,
+            learning_rate=rate,
+            tokens=tokens,
+            loss_tokens=loss_tokens,
+            tokens_per_second=tokens / seconds,
         )
         ctx.progress(step, steps, loss=shown, tokens_per_second=tokens / seconds)
         training.save_if_due(step, steps)
-    training.finish(template, {"examples": len(examples), "loss": _last_loss(ctx), "updates": steps, "dropped": report.dropped.total()})
+    training.finish(
+        template,
+        {
+            "examples": len(examples),
+            "loss": _last_loss(ctx),
+            "updates": steps,
+            "dropped": report.dropped.total(),
+        },
+    )
 
 
-def collate(items: Sequence[Example], device: torch.device, pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def collate(
+    items: Sequence[Example], device: torch.device, pad_id: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Right-padded token ids, attention and loss mask [B, T] of B conversations (of one without loss when B is 0)."""
     longest = max((len(example.token_ids) for example in items), default=2)
     shape = (max(len(items), 1), longest)
-    ids, attention, mask = torch.full(shape, pad_id, dtype=torch.long), torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
+    ids, attention, mask = (
+        torch.full(shape, pad_id, dtype=torch.long),
+        torch.zeros(shape, dtype=torch.long),
+        torch.zeros(shape),
+    )
     attention[:, 0] = 1
     for row, example in enumerate(items):
         end = len(example.token_ids)

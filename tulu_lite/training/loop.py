@@ -9,8 +9,7 @@ import torch
 
 from ..datasets.batching import pack_by_length
 from .accelerator import make_accelerator
-from .checkpoint import load_latest, save_checkpoint
-from .checkpoint import export_model
+from .checkpoint import export_model, load_latest, save_checkpoint
 from .model import load_model
 from .optim import accumulating, backward, finish_update, make_optimizer
 
@@ -26,7 +25,9 @@ class Training:
         self.ctx, self.stage, self.updates = ctx, stage, updates
         self.accelerator = make_accelerator(stage.accelerate or ctx.recipe.accelerate, seed=ctx.seed)
         self.device = self.accelerator.device
-        model = load_model(ctx.init_model, self.device, lora=stage.lora, gradient_checkpointing=stage.gradient_checkpointing)
+        model = load_model(
+            ctx.init_model, self.device, lora=stage.lora, gradient_checkpointing=stage.gradient_checkpointing
+        )
         optimizer, self.rate = make_optimizer(model, stage, updates)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
@@ -39,7 +40,11 @@ class Training:
         return step
 
     def update(
-        self, step: int, batch: Sequence[Any], lengths: Sequence[int], loss_of: Callable[[Sequence[Any]], torch.Tensor]
+        self,
+        step: int,
+        batch: Sequence[Any],
+        lengths: Sequence[int],
+        loss_of: Callable[[Sequence[Any]], torch.Tensor],
     ) -> tuple[float, float, float]:
         """One optimiser step on the whole batch: (loss summed over micro-batches and processes, gradient norm, rate).
 
@@ -47,7 +52,10 @@ class Training:
         denominator. Called with no items where another process has one micro-batch more; then it is 0.
         """
         own = range(self.accelerator.process_index, len(batch), self.accelerator.num_processes)
-        micro_batches = [[own[i] for i in indices] for indices in pack_by_length([lengths[i] for i in own], self.stage.micro_batch_tokens)]
+        micro_batches = [
+            [own[i] for i in indices]
+            for indices in pack_by_length([lengths[i] for i in own], self.stage.micro_batch_tokens)
+        ]
         counts = self.accelerator.gather(torch.tensor([len(micro_batches)], device=self.device))
         micro_batches += [[]] * (max(1, int(counts.max())) - len(micro_batches))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -57,13 +65,22 @@ class Training:
                 total += loss.detach().double()
                 backward(self.accelerator, self.model, loss)
         rate = self.rate(step)
-        norm = finish_update(self.accelerator, self.model, self.optimizer, rate, self.stage.max_grad_norm, f"stage {self.stage.name}, step {step}")
+        norm = finish_update(
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            rate,
+            self.stage.max_grad_norm,
+            f"stage {self.stage.name}, step {step}",
+        )
         return float(self.accelerator.reduce(total, "sum")), norm, rate
 
     def save_if_due(self, step: int, steps: int) -> None:
         if step % self.stage.save_every_steps and step != steps:
             return
-        path = save_checkpoint(self.ctx.checkpoints, step, model=self.model, optimizer=self.optimizer, state={"step": step})
+        path = save_checkpoint(
+            self.ctx.checkpoints, step, model=self.model, optimizer=self.optimizer, state={"step": step}
+        )
         self.ctx.saved(step, path)
 
     def finish(self, template: Any, summary: dict[str, Any]) -> None:

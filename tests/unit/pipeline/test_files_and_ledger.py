@@ -49,7 +49,10 @@ def test_the_second_holder_is_refused_and_a_killed_one_lets_go(tmp_path: Path) -
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(TuluLiteError, match=f"in use by another process: process {holder.pid}"), exclusive(lock, "the folder"):
+        with (
+            pytest.raises(TuluLiteError, match=f"in use by another process: process {holder.pid}"),
+            exclusive(lock, "the folder"),
+        ):
             pass
     finally:
         holder.kill()
@@ -61,8 +64,12 @@ def test_the_second_holder_is_refused_and_a_killed_one_lets_go(tmp_path: Path) -
 def test_the_ledger_keeps_steps_lineage_checkpoints_and_metrics(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     run = ledger.start_run("r", "recipe", "0")
-    ledger.start_step("k1", id="sft", kind="sft", seed=0, identity={"a": 1}, folder="f", inputs=[("base", "model")])
-    ledger.start_step("k1", id="sft", kind="sft", seed=0, identity={"a": 1}, folder="f", inputs=[("base", "model")])
+    ledger.start_step(
+        "k1", id="sft", kind="sft", seed=0, identity={"a": 1}, folder="f", inputs=[("base", "model")]
+    )
+    ledger.start_step(
+        "k1", id="sft", kind="sft", seed=0, identity={"a": 1}, folder="f", inputs=[("base", "model")]
+    )
     ledger.add_checkpoint("k1", 10, "f/checkpoints/step-000010")
     ledger.set_metrics("k1", [(1, "loss", 2.0), (2, "loss", 1.0)])
     ledger.set_metrics("k1", [(1, "loss", 2.5)])

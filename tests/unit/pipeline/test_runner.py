@@ -63,7 +63,9 @@ def test_training_is_launched_by_accelerate_and_sampling_is_not(recipe: Recipe) 
     assert pairs == "python -m tulu_lite.stages.preferences --recipe '/a folder/recipe.yaml' --stage pairs"
     of_seed = shown(step_command(step(recipe, 3, "test/rl/seed-5", "rl/seed-5"), recipe, RECIPE))
     assert of_seed.endswith("--stage test --model rl --seed 5")
-    assert shown(step_command(step(recipe, 3, "test/base"), recipe, RECIPE)).endswith("--stage test --model base")
+    assert shown(step_command(step(recipe, 3, "test/base"), recipe, RECIPE)).endswith(
+        "--stage test --model base"
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,9 @@ def make(recipe: Recipe, tmp_path: Path) -> Callable[[], Runner]:
 def test_what_a_step_said_of_its_fault_is_passed_on(make: Callable[[], Runner], recipe: Recipe) -> None:
     sft = step(recipe, 0, "sft")
     sft.folder.mkdir(parents=True)
-    (sft.folder / "error.json").write_text(json.dumps({"what": "the disk is full", "why": "so", "cure": "free some"}))
+    (sft.folder / "error.json").write_text(
+        json.dumps({"what": "the disk is full", "why": "so", "cure": "free some"})
+    )
     with pytest.raises(StepFailed) as caught:
         make()._explain(sft, 2)
     assert caught.value.what == "step sft failed: the disk is full"
@@ -117,13 +121,19 @@ def test_what_a_step_said_of_its_fault_is_passed_on(make: Callable[[], Runner], 
     assert caught.value.cure == f"free some\n  log:  {sft.log}"
 
 
-@pytest.mark.parametrize(("code", "said"), [(-9, "killed by signal 9 (SIGKILL)"), (3, "exit code 3"), (2, "exit code 2")])
-def test_an_end_without_a_word_shows_the_last_of_the_log(make: Callable[[], Runner], recipe: Recipe, code: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "said"), [(-9, "killed by signal 9 (SIGKILL)"), (3, "exit code 3"), (2, "exit code 2")]
+)
+def test_an_end_without_a_word_shows_the_last_of_the_log(
+    make: Callable[[], Runner], recipe: Recipe, code: int, said: str
+) -> None:
     sft = step(recipe, 0, "sft")
     sft.folder.mkdir(parents=True)
     sft.log.write_text("\n".join(f"line {i}" for i in range(40)))
     made = make()
-    made.ledger.start_step(sft.key, id="sft", kind="sft", seed=0, identity={}, folder=str(sft.folder), inputs=[])
+    made.ledger.start_step(
+        sft.key, id="sft", kind="sft", seed=0, identity={}, folder=str(sft.folder), inputs=[]
+    )
     with pytest.raises(StepFailed) as caught:
         made._explain(sft, code)
     assert said in caught.value.what
@@ -200,4 +210,6 @@ def test_a_steps_process_learns_which_run_it_belongs_to(make: Callable[[], Runne
     assert environment[RUN_VARIABLE] == f"{os.getpid()}:{start_time(os.getpid())}"
     assert environment["OMP_NUM_THREADS"] == "2"
     assert SERVER_VARIABLE not in environment
-    assert make()._environment(step(recipe, 1, "pairs"))["OMP_NUM_THREADS"] == "1"  # what only samples computes nothing
+    assert (
+        make()._environment(step(recipe, 1, "pairs"))["OMP_NUM_THREADS"] == "1"
+    )  # what only samples computes nothing

@@ -16,7 +16,10 @@ from tulu_lite.pipeline.plan import make_plan
 from tulu_lite.pipeline.steps import Step, expand
 from tulu_lite.recipe import load_recipe
 
-ROWS = [{"prompt": f"what is {i}?", "completion": str(i), "reference": str(i), "verifier": "number"} for i in range(8)]
+ROWS = [
+    {"prompt": f"what is {i}?", "completion": str(i), "reference": str(i), "verifier": "number"}
+    for i in range(8)
+]
 
 
 @pytest.fixture
@@ -58,11 +61,33 @@ def changed(project: Path, *overrides: str) -> set[str]:
     return {id for id in before if before[id].key != after[id].key}
 
 
-ALL = {"test/base", "sft", "test/sft", "pairs", "dpo", "rl/seed-1", "test/rl/seed-1", "rl/seed-2", "test/rl/seed-2", "rl"}
+ALL = {
+    "test/base",
+    "sft",
+    "test/sft",
+    "pairs",
+    "dpo",
+    "rl/seed-1",
+    "test/rl/seed-1",
+    "rl/seed-2",
+    "test/rl/seed-2",
+    "rl",
+}
 
 
 def test_order_puts_each_evaluation_right_after_its_model(project: Path) -> None:
-    order = ["test/base", "sft", "test/sft", "pairs", "dpo", "rl/seed-1", "test/rl/seed-1", "rl/seed-2", "test/rl/seed-2", "rl"]
+    order = [
+        "test/base",
+        "sft",
+        "test/sft",
+        "pairs",
+        "dpo",
+        "rl/seed-1",
+        "test/rl/seed-1",
+        "rl/seed-2",
+        "test/rl/seed-2",
+        "rl",
+    ]
     assert list(steps(project)) == order
 
 
@@ -81,7 +106,9 @@ def test_order_puts_each_evaluation_right_after_its_model(project: Path) -> None
         ("chat_template=tulu", ALL),
     ],
 )
-def test_a_change_reaches_all_that_hangs_on_it_and_nothing_else(project: Path, override: str, expected: set[str]) -> None:
+def test_a_change_reaches_all_that_hangs_on_it_and_nothing_else(
+    project: Path, override: str, expected: set[str]
+) -> None:
     assert changed(project, override) == expected
 
 
@@ -116,7 +143,9 @@ def test_a_copied_file_is_the_same_content(project: Path) -> None:
     shutil.copy(project / "rows.jsonl", project / "copy.jsonl")
     (project / "rows.jsonl").unlink()
     (project / "copy.jsonl").rename(project / "rows.jsonl")
-    assert {id: step.key for id, step in steps(project).items()} == {id: step.key for id, step in before.items()}
+    assert {id: step.key for id, step in steps(project).items()} == {
+        id: step.key for id, step in before.items()
+    }
 
 
 def finish(step: Step, **result: Any) -> None:
@@ -135,7 +164,15 @@ def test_the_plan_says_what_is_done_and_why_the_rest_runs(project: Path) -> None
     for id in ("test/base", "sft"):
         finish(made[id])
         step = made[id]
-        ledger.start_step(step.key, id=id, kind=step.kind, seed=0, identity=step.identity, folder=str(step.folder), inputs=[])
+        ledger.start_step(
+            step.key,
+            id=id,
+            kind=step.kind,
+            seed=0,
+            identity=step.identity,
+            folder=str(step.folder),
+            inputs=[],
+        )
     (made["pairs"].folder).mkdir(parents=True)
     (made["dpo"].folder / "checkpoints" / "step-000004").mkdir(parents=True)
     now = plan(project)

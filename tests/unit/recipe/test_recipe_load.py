@@ -41,7 +41,9 @@ def problem(tmp_path: Path, data: dict[str, Any], *overrides: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("file", [file for file in RECIPES if file.parent.name != "accelerate"], ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", [file for file in RECIPES if file.parent.name != "accelerate"], ids=lambda file: file.stem
+)
 def test_every_shipped_recipe_loads(file: Path) -> None:
     recipe = load_recipe(file)
     assert recipe.stages
@@ -107,7 +109,9 @@ def test_overrides_by_dotted_path(tmp_path: Path, override: str, expected: Any) 
         ({"stages": []}, (), ["stages"]),
     ],
 )
-def test_a_wrong_recipe_names_field_reason_and_cure(tmp_path: Path, changes: dict, overrides: tuple[str, ...], said: list[str]) -> None:
+def test_a_wrong_recipe_names_field_reason_and_cure(
+    tmp_path: Path, changes: dict, overrides: tuple[str, ...], said: list[str]
+) -> None:
     message = problem(tmp_path, minimal(**changes), *overrides)
     for part in said:
         assert part in message
@@ -157,7 +161,11 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
 
 def test_incidental_fields_are_not_part_of_what_a_step_is(tmp_path: Path) -> None:
     plain = identity(load(tmp_path, minimal()).stages[0])
-    other = identity(load(tmp_path, minimal(), "stages.sft.micro_batch_tokens=77", "stages.sft.save_every_steps=3").stages[0])
+    other = identity(
+        load(tmp_path, minimal(), "stages.sft.micro_batch_tokens=77", "stages.sft.save_every_steps=3").stages[
+            0
+        ]
+    )
     changed = identity(load(tmp_path, minimal(), "stages.sft.learning_rate=0.5").stages[0])
     assert plain == other
     assert plain != changed
@@ -174,7 +182,13 @@ def test_the_schema_describes_every_field() -> None:
     assert undescribed == []
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3), max_leaves=8))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+        max_leaves=8,
+    )
+)
 def test_any_yaml_loads_or_is_a_clear_error(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     file = tmp_path_factory.mktemp("any") / "recipe.yaml"
     file.write_text(yaml.safe_dump(minimal(stages=data) if not isinstance(data, dict) else data))
@@ -186,4 +200,10 @@ def test_the_readmes_example_loads(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     example = readme.split("```yaml\n")[1].split("```")[0]
     (tmp_path / "example.yaml").write_text(example)
-    assert [stage.kind for stage in load_recipe(tmp_path / "example.yaml").stages] == ["sft", "preferences", "dpo", "rlvr", "evaluate"]
+    assert [stage.kind for stage in load_recipe(tmp_path / "example.yaml").stages] == [
+        "sft",
+        "preferences",
+        "dpo",
+        "rlvr",
+        "evaluate",
+    ]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from tulu_lite.errors import ServerError, TuluLiteError
+from tulu_lite.errors import TuluLiteError
 from tulu_lite.recipe.server import ServerSettings
 from tulu_lite.rollout.answers import weight_versions
 from tulu_lite.rollout.checkpoint import (
@@ -30,6 +30,7 @@ from tulu_lite.rollout.launch import arguments, environment
 from tulu_lite.rollout.state import (
     Push,
     ServerState,
+    UpdateHeld,
     read_push,
     read_state,
     send_request,
@@ -164,9 +165,9 @@ def test_requests_are_taken_in_order_and_once(tmp_path):
 
 
 def test_one_update_at_a_time(tmp_path):
-    with update_under_way(tmp_path, 5.0):
+    with update_under_way(tmp_path, 1.0, 5.0):
         assert update_until(tmp_path) > time.time() + 4
-        with pytest.raises(ServerError, match="another weight update"), update_under_way(tmp_path, 0.1):
+        with pytest.raises(UpdateHeld, match="another weight update"), update_under_way(tmp_path, 0.1, 5.0):
             pass
     assert update_until(tmp_path) == 0.0
 

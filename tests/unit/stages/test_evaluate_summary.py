@@ -14,7 +14,14 @@ from verifiers.base import error, scored
 def group(id: str, source: str, *scores: float | None, finish: str = "stop", tokens: int = 2) -> RolloutGroup:
     prompt = Prompt(id=id, text=id, token_ids=(1,), source=source, user=f"user {id}", reference="3")
     rollouts = [
-        Rollout((5,) * tokens, (-1.0,) * tokens, (0,) * tokens, finish, "text", error("broke") if score is None else scored(score))
+        Rollout(
+            (5,) * tokens,
+            (-1.0,) * tokens,
+            (0,) * tokens,
+            finish,
+            "text",
+            error("broke") if score is None else scored(score),
+        )
         for score in scores
     ]
     return RolloutGroup(prompt, tuple(rollouts))
@@ -44,7 +51,11 @@ def test_by_source_figures_are_those_of_the_sources_rows() -> None:
     by_source = summarise(GREEDY, [], ())["by_source"]
     assert list(by_source) == ["add", "sub"]
     assert (by_source["add"]["accuracy"]["value"], by_source["add"]["accuracy"]["n"]) == (0.5, 2)
-    assert (by_source["sub"]["accuracy"]["value"], by_source["sub"]["accuracy"]["n"], by_source["sub"]["unscored"]) == (0.5, 2, 1)
+    assert (
+        by_source["sub"]["accuracy"]["value"],
+        by_source["sub"]["accuracy"]["n"],
+        by_source["sub"]["unscored"],
+    ) == (0.5, 2, 1)
 
 
 def test_pass_at_k_by_hand() -> None:
@@ -58,7 +69,10 @@ def test_pass_at_k_by_hand() -> None:
     assert summary["sampled_accuracy"]["value"] == pytest.approx((1 / 4 + 2 / 4 + 0) / 3)
     assert summary["pass@1"]["value"] == pytest.approx((1 / 4 + 2 / 4 + 0) / 3)
     assert summary["pass@2"]["value"] == pytest.approx((1 / 2 + 5 / 6 + 0) / 3)
-    assert (summary["pass@4"]["value"], summary["pass@4"]["n"]) == (1.0, 2)  # the prompt with two known scores has no pass@4
+    assert (summary["pass@4"]["value"], summary["pass@4"]["n"]) == (
+        1.0,
+        2,
+    )  # the prompt with two known scores has no pass@4
     assert summary["unscored"] == 1 + 2 + 4
     assert summary["by_source"]["sub"]["pass@2"]["value"] == 0.0
 
@@ -71,6 +85,12 @@ def test_nothing_scored_is_not_an_accuracy_of_zero() -> None:
 
 def test_a_response_as_a_row() -> None:
     row = response_row(GREEDY[2], GREEDY[2].rollouts[0], "greedy")
-    assert (row["kind"], row["prompt_id"], row["source"], row["tokens"], row["finish_reason"]) == ("greedy", "3", "sub", 6, "length")
+    assert (row["kind"], row["prompt_id"], row["source"], row["tokens"], row["finish_reason"]) == (
+        "greedy",
+        "3",
+        "sub",
+        6,
+        "length",
+    )
     assert row["prompt"] == "user 3"
     assert row["verdict"]["score"] == 1.0

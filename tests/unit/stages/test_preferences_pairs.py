@@ -17,7 +17,9 @@ PROMPT = Prompt(id="p", text="<p>", token_ids=(1, 2), source="s", verifier="numb
 
 
 def stage(**fields: Any) -> PreferencesStage:
-    return PreferencesStage(name="pairs", kind="preferences", init="base", data="rows.jsonl", sampling={"max_tokens": 4}, **fields)  # type: ignore[arg-type]
+    return PreferencesStage(
+        name="pairs", kind="preferences", init="base", data="rows.jsonl", sampling={"max_tokens": 4}, **fields
+    )  # type: ignore[arg-type]
 
 
 def rollout(text: str, score: float | None, version: int = 7) -> Rollout:
@@ -37,7 +39,12 @@ def texts(pairs: list[PreferencePair]) -> list[tuple[str, str]]:
 def test_the_best_is_chosen_and_a_lower_one_rejected_with_where_both_came_from() -> None:
     (pair,) = make_pairs(group(("low", 0.0), ("best", 1.0), ("none", None)), stage(), 3, {"stage": "pairs"})
     assert (pair.chosen.text, pair.rejected.text) == ("best", "low")
-    assert dict(pair.provenance) == {"stage": "pairs", "chosen_sample": 1, "rejected_sample": 0, "weight_version": 7}
+    assert dict(pair.provenance) == {
+        "stage": "pairs",
+        "chosen_sample": 1,
+        "rejected_sample": 0,
+        "weight_version": 7,
+    }
     assert pair.chosen.token_ids == (5,)
 
 
@@ -66,7 +73,13 @@ def test_lowest_takes_one_of_the_lowest_and_random_lower_any() -> None:
 
 def test_seed_and_prompt_decide_the_choice() -> None:
     def choices(seed: int) -> list[tuple[str, str]]:
-        return [pair for i in range(30) for pair in texts(make_pairs(group(("a", 1.0), ("b", 0.5), ("c", 0.0), id=f"p{i}"), stage(), seed, {}))]
+        return [
+            pair
+            for i in range(30)
+            for pair in texts(
+                make_pairs(group(("a", 1.0), ("b", 0.5), ("c", 0.0), id=f"p{i}"), stage(), seed, {})
+            )
+        ]
 
     assert choices(1) == choices(1)
     assert choices(1) != choices(2)
@@ -79,7 +92,13 @@ RESPONSES = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(RESPONSES, st.integers(1, 5), st.sampled_from(["random_lower", "lowest"]), st.sampled_from([0.0, 0.2, 0.5]), st.integers(0, 9))
+@given(
+    RESPONSES,
+    st.integers(1, 5),
+    st.sampled_from(["random_lower", "lowest"]),
+    st.sampled_from([0.0, 0.2, 0.5]),
+    st.integers(0, 9),
+)
 def test_every_pair_keeps_the_rules(
     responses: list[tuple[str, float | None]], most: int, rejected: str, margin: float, seed: int
 ) -> None:

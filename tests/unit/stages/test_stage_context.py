@@ -23,7 +23,10 @@ from tulu_lite.rollout.process import start_time
 from tulu_lite.stages import context
 from tulu_lite.stages.context import MetricsLog, step_context
 
-ROWS = [{"prompt": f"what is {i}?", "completion": str(i), "reference": str(i), "verifier": "number"} for i in range(8)]
+ROWS = [
+    {"prompt": f"what is {i}?", "completion": str(i), "reference": str(i), "verifier": "number"}
+    for i in range(8)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +92,11 @@ def test_a_step_is_opened_reported_and_finished(project: Path) -> None:
     step = steps(project)["sft"]
     assert step.done
     assert step.result is not None
-    assert (step.result["model"], step.result["summary"], step.result["key"]) == ("model", {"loss": 0.25}, step.key)
+    assert (step.result["model"], step.result["summary"], step.result["key"]) == (
+        "model",
+        {"loss": 0.25},
+        step.key,
+    )
     ledger = Ledger(project / "out")
     assert row(project, "sft")["status"] == "done"
     assert ledger.metrics(step.key, "loss") == [(1, 0.5), (2, 0.25)]
@@ -110,11 +117,23 @@ def test_a_done_step_is_left_alone(project: Path, capsys: pytest.CaptureFixture[
     ("stage", "more", "said"),
     [
         (SftStage, ["--stage", "nosuch"], ["no such step as 'nosuch'", "it has sft"]),
-        (SftStage, ["--stage", "rl", "--set", "stages.rl.seeds=[4]"], ["no such step as 'rl/seed-4'", "it has sft"]),
+        (
+            SftStage,
+            ["--stage", "rl", "--set", "stages.rl.seeds=[4]"],
+            ["no such step as 'rl/seed-4'", "it has sft"],
+        ),
         (RlvrStage, ["--stage", "rl"], ["has the seeds [4, 5]", "--seed"]),
-        (RlvrStage, ["--stage", "rl", "--seed", "6"], ["no such step as 'rl/seed-6'", "rl/seed-4, rl/seed-5"]),
+        (
+            RlvrStage,
+            ["--stage", "rl", "--seed", "6"],
+            ["no such step as 'rl/seed-6'", "rl/seed-4, rl/seed-5"],
+        ),
         (RlvrStage, ["--stage", "rl", "--seed", "4"], ["needs the result of sft", "tulu-lite run"]),
-        (EvaluateStage, ["--stage", "test", "--model", "rl", "--seed", "5"], ["needs the result of rl/seed-5"]),
+        (
+            EvaluateStage,
+            ["--stage", "test", "--model", "rl", "--seed", "5"],
+            ["needs the result of rl/seed-5"],
+        ),
         (EvaluateStage, ["--stage", "test", "--model", "sft"], ["no such step as 'test/sft'", "test/base"]),
         (SftStage, ["--stage", "sft", "--set", "stages.sft.epochs=0"], ["stages.0 (sft).epochs"]),
     ],
@@ -136,12 +155,21 @@ IMPORTED = "import os, tulu_lite.stages; print('here', '{variable}' in os.enviro
 def test_a_step_whose_run_died_while_it_started_does_not_begin() -> None:
     def start(run: str) -> tuple[int, str]:
         code = IMPORTED.format(variable=RUN_VARIABLE)
-        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, RUN_VARIABLE: run}, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, RUN_VARIABLE: run},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         return done.returncode, done.stdout
 
     alive = start_time(os.getpid())
     assert alive is not None
-    assert start(f"{os.getpid()}:{alive}") == (0, "here False\n")  # and what the step starts has the step for a parent
+    assert start(f"{os.getpid()}:{alive}") == (
+        0,
+        "here False\n",
+    )  # and what the step starts has the step for a parent
     assert start(f"{os.getpid()}:{alive - 1}") == (137, "")  # the pid was used again
 
 
@@ -151,19 +179,31 @@ def test_a_step_in_use_is_refused(project: Path, capsys: pytest.CaptureFixture[s
     assert "the step sft is in use by another process" in capsys.readouterr().err
 
 
-def test_a_users_fault_leaves_its_reason_for_the_runner(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_users_fault_leaves_its_reason_for_the_runner(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended, step_context(SftStage, arguments(project, "--stage", "sft")):
         raise TuluLiteError("the disk is full", "why so", "free some")
     assert ended.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
     step = steps(project)["sft"]
-    assert json.loads((step.folder / "error.json").read_text()) == {"what": "the disk is full", "why": "why so", "cure": "free some"}
+    assert json.loads((step.folder / "error.json").read_text()) == {
+        "what": "the disk is full",
+        "why": "why so",
+        "cure": "free some",
+    }
     assert (row(project, "sft")["status"], row(project, "sft")["error"]) == ("failed", "the disk is full")
     assert not step.done
-    with step_context(SftStage, arguments(project, "--stage", "sft")) as ctx:  # again, and the old reason is gone
+    with step_context(
+        SftStage, arguments(project, "--stage", "sft")
+    ) as ctx:  # again, and the old reason is gone
         assert not (ctx.dir / "error.json").exists()
         ctx.finish(summary={})
-    assert (row(project, "sft")["status"], row(project, "sft")["attempts"], row(project, "sft")["error"]) == ("done", 2, None)
+    assert (row(project, "sft")["status"], row(project, "sft")["attempts"], row(project, "sft")["error"]) == (
+        "done",
+        2,
+        None,
+    )
 
 
 def test_a_fault_of_ours_shows_its_traceback(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,12 +255,19 @@ def test_a_torn_last_line_is_dropped_and_does_not_spoil_the_next(tmp_path: Path)
         assert log.rows() == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
 
 
-def test_progress_is_written_and_rated_from_what_this_process_did(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_written_and_rated_from_what_this_process_did(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with step_context(SftStage, arguments(project, "--stage", "sft")) as ctx:
         ctx.progress(40, 50, loss=0.5)  # resumed at 40
         ctx.progress(50, 50, loss=0.25)
         state = json.loads((ctx.dir / "progress.json").read_text())
-        assert (state["done"], state["total"], state["unit"], state["shown"]) == (50, 50, "steps", {"loss": 0.25})
+        assert (state["done"], state["total"], state["unit"], state["shown"]) == (
+            50,
+            50,
+            "steps",
+            {"loss": 0.25},
+        )
         assert state["rate"] > 0
         ctx.finish(summary={})
     assert "50/50 steps" in capsys.readouterr().out

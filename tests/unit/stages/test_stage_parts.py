@@ -31,7 +31,9 @@ def ids(chosen: list[Prompt]) -> list[int]:
 @given(st.integers(1, 13), st.integers(1, 9), st.integers(0, 5))
 def test_each_epoch_is_a_permutation_of_all_prompts(n: int, count: int, seed: int) -> None:
     steps = -(-3 * n // count)
-    sequence = [i for step in range(1, steps + 1) for i in ids(rlvr.prompts_of_step(prompts(n), step, count, seed))]
+    sequence = [
+        i for step in range(1, steps + 1) for i in ids(rlvr.prompts_of_step(prompts(n), step, count, seed))
+    ]
     assert len(sequence) == steps * count
     for epoch in range(3):
         assert sorted(sequence[epoch * n : (epoch + 1) * n]) == list(range(n))
@@ -44,7 +46,10 @@ def test_a_steps_prompts_depend_on_seed_and_step_alone() -> None:
         rlvr.prompts_of_step(given, step, 6, seed=1)
     assert ids(rlvr.prompts_of_step(given, 9, 6, seed=1)) == late
     assert ids(rlvr.prompts_of_step(given, 9, 6, seed=2)) != late
-    first, second = ([i for step in epoch for i in ids(rlvr.prompts_of_step(given, step, 8, 1))] for epoch in (range(1, 6), range(6, 11)))
+    first, second = (
+        [i for step in epoch for i in ids(rlvr.prompts_of_step(given, step, 8, 1))]
+        for epoch in (range(1, 6), range(6, 11))
+    )
     assert first != second  # epochs are shuffled anew
 
 
