@@ -171,7 +171,7 @@ class Runner:
     def _explain(self, step: Step, code: int) -> None:
         """Raise what the step said of its failure, or what can be known of it."""
         told = read_json(step.folder / "error.json")
-        if code == USER_ERROR and told:
+        if told:  # whatever the code: accelerate's launcher has one of its own
             raise StepFailed(
                 f"step {step.id} failed: {told['what']}", told["why"], _with_log(told["cure"], step)
             )

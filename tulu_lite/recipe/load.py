@@ -40,6 +40,7 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(file)
     data = _read_yaml(path)
+    _write_out_sources(data)
     for override in overrides:
         _apply_override(data, override, str(file))
     data = resolve_paths(data, path.resolve().parent)
@@ -106,6 +107,18 @@ def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = Fa
 
 
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)  # type: ignore[arg-type]
+
+
+def _write_out_sources(data: dict[str, Any]) -> None:
+    """`data: rows.jsonl` and `data: {...}` as the list that they are short for, so that overrides reach into it."""
+    stages = data.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
+        for field in ("data", "validation") if isinstance(stage, dict) else ():
+            given = stage.get(field)
+            if isinstance(given, (str, dict)):
+                given = [given]
+            if isinstance(given, list):
+                stage[field] = [{"path": item} if isinstance(item, str) else item for item in given]
 
 
 def _apply_override(data: dict[str, Any], override: str, file: str) -> None:

@@ -83,6 +83,7 @@ def test_yaml_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
         ("stages.sft.epochs=3", lambda recipe: recipe.stages[0].epochs == 3),
         ("stages.1.beta=0.1", lambda recipe: recipe.stages[1].beta == 0.1),
         ("stages.sft.lora.rank=4", lambda recipe: recipe.stages[0].lora.rank == 4),
+        ("stages.sft.data.0.limit=9", lambda recipe: recipe.stages[0].data[0].limit == 9),
         ("server.port=8123", lambda recipe: recipe.server.port == 8123),
     ],
 )
