@@ -216,7 +216,7 @@ class RolloutServer:
             tail = generation.log_tail()
             generation.end()
             with self.log.open("a") as log:
-                log.write(f"=== rollout server, start {generation.number} ended: {reason}\n")
+                log.write(f"\n=== rollout server, start {generation.number} ended: {reason}\n")
             now = time.monotonic()
             self._restarts = [when for when in self._restarts if now - when < BUDGET_WINDOW_S]
             if len(self._restarts) >= self.settings.max_restarts:
