@@ -13,7 +13,7 @@ import verifiers
 
 from .errors import TuluLiteError
 from .recipe import Recipe
-from .records import Prompt, RolloutGroup
+from .records import Prompt, Rollout, RolloutGroup
 
 
 def verifier_spec(recipe: Recipe, name: str) -> Any:
@@ -101,3 +101,18 @@ def judging(recipe: Recipe, max_error_share: float) -> Iterator[Judge]:
         workers=recipe.verifier_workers, timeout_s=recipe.verifier_timeout_s, base_dir=Path.cwd()
     ) as pool:
         yield Judge(recipe, pool, max_error_share)
+
+
+def response_row(group: RolloutGroup, rollout: Rollout, kind: str) -> dict[str, Any]:
+    """A judged response as JSON data."""
+    return {
+        "kind": kind,
+        "prompt_id": group.prompt.id,
+        "source": group.prompt.source,
+        "prompt": group.prompt.user,
+        "reference": group.prompt.reference,
+        "response": rollout.text,
+        "tokens": len(rollout.token_ids),
+        "finish_reason": rollout.finish_reason,
+        "verdict": None if rollout.verdict is None else rollout.verdict.to_json(),
+    }

@@ -21,7 +21,7 @@ from .ledger import Ledger
 from .lock import exclusive
 from .models import local_model
 from .plan import PlannedStep, make_plan
-from .protocol import RUN_VARIABLE, SERVER_VARIABLE, USER_ERROR
+from .protocol import RUN_VARIABLE, SERVER_VARIABLE
 from .select import choose_seed
 from .show import Display
 from .steps import Step, model_path

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..datasets.prompts import load_prompts
 from ..files import atomic_file
-from ..judging import judging
+from ..judging import judging, response_row
 from ..recipe import EvaluateStage
 from ..records import RolloutGroup
 from ..rollout.client import Sampling
@@ -111,21 +111,6 @@ def _write(path: Any, kinds: Iterable[tuple[str, Sequence[RolloutGroup]]]) -> No
                     file.write(
                         (json.dumps(response_row(group, rollout, kind), ensure_ascii=False) + "\n").encode()
                     )
-
-
-def response_row(group: RolloutGroup, rollout: Any, kind: str) -> dict[str, Any]:
-    """A judged response as JSON data."""
-    return {
-        "kind": kind,
-        "prompt_id": group.prompt.id,
-        "source": group.prompt.source,
-        "prompt": group.prompt.user,
-        "reference": group.prompt.reference,
-        "response": rollout.text,
-        "tokens": len(rollout.token_ids),
-        "finish_reason": rollout.finish_reason,
-        "verdict": None if rollout.verdict is None else rollout.verdict.to_json(),
-    }
 
 
 if __name__ == "__main__":

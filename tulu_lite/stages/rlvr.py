@@ -11,27 +11,23 @@ from __future__ import annotations
 
 import json
 import random
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 
 from ..datasets.batching import pack_by_length
 from ..datasets.prompts import load_prompts
 from ..errors import TuluLiteError
 from ..files import write_atomic
-from ..judging import Judge, judging
+from ..judging import Judge, judging, response_row
 from ..objectives.advantages import group_advantages
 from ..objectives.kl import kl_estimate
 from ..objectives.policy import aggregation_weights, clipped_surrogate
 from ..recipe import RlvrStage
-from ..records import Prompt, Rollout, RolloutGroup
+from ..records import Prompt, RolloutGroup
 from ..rollout.client import Sampling
 from ..statistics import proportion
 from ..training.accelerator import make_accelerator
@@ -39,56 +35,11 @@ from ..training.checkpoint import export_model, load_latest, save_checkpoint
 from ..training.logprobs import token_logprobs
 from ..training.model import load_model, merged_weights, reference_of
 from ..training.optim import accumulating, backward, finish_update, make_optimizer
+from ..training.policy_batch import Answered, Clock, Sums, collate, reward, reward_figures
 from .context import StepContext, step_context
-from .evaluate import response_row
 from .sampling import Sampler, open_sampler
 
 KEPT_GROUPS = 8  # groups of each step that are written out, to be read
-
-
-@dataclass
-class Answered:
-    """One response that teaches: what the loss needs of it."""
-
-    prompt_ids: tuple[int, ...]
-    rollout: Rollout
-    advantage: float
-
-    @property
-    def tokens(self) -> int:
-        return len(self.prompt_ids) + len(self.rollout.token_ids)
-
-
-@dataclass
-class Sums:
-    """Sums over response tokens of one step, on this process; divided by the global counts when logged."""
-
-    values: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    gap_max: float = 0.0
-
-    def add(self, **values: torch.Tensor) -> None:
-        for name, value in values.items():
-            self.values[name] += float(value.detach())
-
-
-@dataclass
-class Clock:
-    """Seconds of the current step by what they went into."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextmanager
-    def __call__(self, what: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[what] += time.perf_counter() - began
-
-    def take(self) -> dict[str, float]:
-        taken = {f"{what}_s": round(seconds, 4) for what, seconds in self.seconds.items()}
-        self.seconds.clear()
-        return taken
 
 
 def main() -> None:
@@ -349,7 +300,7 @@ class Trainer:
         }
 
     def _log(self, step: int, groups: Sequence[RolloutGroup], figures: dict[str, float]) -> None:
-        figures |= self._reward_figures(groups) | self.clock.take()
+        figures |= reward_figures(groups, self.stage) | self.clock.take()
         seconds = sum(value for name, value in figures.items() if name.endswith("_s"))
         figures["tokens_per_second"] = figures["response_tokens"] * figures["responses"] / max(seconds, 1e-9)
         self.ctx.metrics.log(step, **figures)
@@ -371,39 +322,6 @@ class Trainer:
         if self.state["validation"] is not None:
             shown["validation"] = self.state["validation"]
         self.ctx.progress(step, self.stage.steps, **shown)
-
-    def _reward_figures(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        """Of all processes' responses: reward, pass rate (by source too), length, truncation, groups without signal."""
-        stage = self.stage
-        rows: list[tuple[str, float, bool, int, bool]] = []
-        silent = 0
-        for group in groups:
-            rewards = [reward(rollout, stage) for rollout in group.rollouts]
-            silent += len({value for value in rewards if value == value}) < 2
-            rows += [
-                (
-                    group.prompt.source,
-                    value,
-                    (rollout.score or 0) >= 1,
-                    len(rollout.token_ids),
-                    rollout.finished,
-                )
-                for value, rollout in zip(rewards, group.rollouts, strict=True)
-            ]
-        rows, silent_groups, group_count = _gathered(rows, silent, len(groups))
-        known = [row for row in rows if row[1] == row[1]]
-        figures = {
-            "reward": _mean([row[1] for row in known]),
-            "pass_rate": _mean([row[2] for row in known]),
-            "response_tokens": _mean([row[3] for row in rows]),
-            "truncated_share": 1 - _mean([row[4] for row in rows]),
-            "unscored_share": 1 - len(known) / max(len(rows), 1),
-            "silent_groups_share": silent_groups / max(group_count, 1),
-            "responses": float(len(rows)),
-        }
-        for source in sorted({row[0] for row in known}):
-            figures[f"pass_rate/{source}"] = _mean([row[2] for row in known if row[0] == source])
-        return figures
 
     def _resume(self) -> None:
         state = load_latest(self.ctx.checkpoints, model=self.model, optimizer=self.optimizer)
@@ -438,48 +356,6 @@ class Trainer:
             "validation_prompts": len(self.validation),
         }
         self.ctx.finish(model=folder, summary=summary)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _gathered(rows: list[Any], silent: int, groups: int) -> tuple[list[Any], int, int]:
-    """All processes' rows and counts."""
-    parts = gather_object([(rows, silent, groups)])
-    return (
-        [row for part in parts for row in part[0]],
-        sum(part[1] for part in parts),
-        sum(part[2] for part in parts),
-    )
-
-
-def collate(items: Sequence[Answered], device: torch.device, pad_id: int) -> tuple[torch.Tensor, ...]:
-    """Right-padded tensors of B responses: token ids, attention, response mask, sampler's logprobs [B, T]; advantages [B]."""
-    rows = items or [Answered((pad_id,), Rollout((pad_id,), (0.0,), (0,), "stop"), 0.0)]
-    longest = max(item.tokens for item in rows)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    attention = torch.zeros((len(rows), longest), dtype=torch.long)
-    mask = torch.zeros((len(rows), longest))
-    old = torch.zeros((len(rows), longest))
-    for row, item in enumerate(rows):
-        start, end = len(item.prompt_ids), item.tokens
-        ids[row, :end] = torch.tensor(item.prompt_ids + item.rollout.token_ids)
-        attention[row, :end] = 1
-        if items:
-            mask[row, start:end] = 1
-            old[row, start:end] = torch.tensor(item.rollout.logprobs)
-    advantage = torch.tensor([item.advantage for item in rows])
-    return tuple(tensor.to(device) for tensor in (ids, attention, mask, old, advantage))
-
-
-def reward(rollout: Rollout, stage: RlvrStage) -> float:
-    """The reward of a judged response; NaN when it has no score."""
-    if rollout.score is None:
-        return float("nan")
-    if not rollout.finished and stage.unfinished_reward is not None:
-        return stage.unfinished_reward
-    return rollout.score * stage.reward_scale
 
 
 def prompts_of_step(prompts: Sequence[Prompt], step: int, count: int, seed: int) -> list[Prompt]:
