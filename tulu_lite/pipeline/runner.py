@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -27,6 +28,10 @@ from .show import Display
 from .steps import Step, model_path
 
 GRACE_S = 15.0  # between asking a step's processes to end and ending them
+
+LAUNCHER_SAYS = re.compile(
+    r"died with <Signals\.SIG\w+: (\d+)>"
+)  # accelerate launch, of a stage that was killed
 
 
 class StepFailed(TuluLiteError):
@@ -175,13 +180,20 @@ class Runner:
             raise StepFailed(
                 f"step {step.id} failed: {told['what']}", told["why"], _with_log(told["cure"], step)
             )
+        lines = tail(step.log, 60)
+        killed = LAUNCHER_SAYS.search("\n".join(lines[-3:])) if code > 0 else None
+        number = int(killed[1]) if killed else -code
+        if killed:  # the launcher's own traceback would push the step's last words out of sight
+            lines = lines[
+                : max((i for i, line in enumerate(lines) if line.startswith("Traceback")), default=0)
+            ]
         how = (
-            f"was killed by signal {-code} ({signal.Signals(-code).name})"
-            if code < 0
+            f"was killed by signal {number} ({signal.Signals(number).name})"
+            if number > 0
             else f"ended with exit code {code}"
         )
         self.ledger.end_step(step.key, "failed", error=how)
-        last = "\n".join(f"      {line}" for line in tail(step.log, 12))
+        last = "\n".join(f"      {line}" for line in lines[-12:])
         raise StepFailed(
             f"step {step.id} failed: its process {how}",
             f"the last lines of its log are\n{last}",

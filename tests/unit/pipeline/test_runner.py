@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -108,14 +109,15 @@ def make(recipe: Recipe, tmp_path: Path) -> Callable[[], Runner]:
     return lambda: Runner(recipe, tmp_path / "recipe.yaml", Ledger(tmp_path), Display(console))
 
 
-def test_what_a_step_said_of_its_fault_is_passed_on(make: Callable[[], Runner], recipe: Recipe) -> None:
+@pytest.mark.parametrize("code", [2, 1])  # accelerate launch makes 1 of every code
+def test_what_a_step_said_of_its_fault_is_passed_on(make: Callable[[], Runner], recipe: Recipe, code: int) -> None:
     sft = step(recipe, 0, "sft")
     sft.folder.mkdir(parents=True)
     (sft.folder / "error.json").write_text(
         json.dumps({"what": "the disk is full", "why": "so", "cure": "free some"})
     )
     with pytest.raises(StepFailed) as caught:
-        make()._explain(sft, 2)
+        make()._explain(sft, code)
     assert caught.value.what == "step sft failed: the disk is full"
     assert caught.value.why == "so"
     assert caught.value.cure == f"free some\n  log:  {sft.log}"
@@ -143,6 +145,18 @@ def test_an_end_without_a_word_shows_the_last_of_the_log(
     found = made.ledger.step(sft.key)
     assert found is not None
     assert (found["status"], said in found["error"]) == ("failed", True)
+
+
+def test_a_kill_behind_the_launcher_is_named_and_its_traceback_left_out(make: Callable[[], Runner], recipe: Recipe) -> None:
+    sft = step(recipe, 0, "sft")
+    sft.folder.mkdir(parents=True)
+    launch = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import os; os.kill(os.getpid(), 9)'], check=True)"
+    launched = subprocess.run([sys.executable, "-c", launch], capture_output=True, text=True, timeout=60)
+    sft.log.write_text("12/40 steps, loss 0.5\n" + launched.stderr)
+    with pytest.raises(StepFailed) as caught:
+        make()._explain(sft, launched.returncode)
+    assert caught.value.what == "step sft failed: its process was killed by signal 9 (SIGKILL)"
+    assert caught.value.why.splitlines()[1:] == ["      12/40 steps, loss 0.5"]
 
 
 # A step that has a child of its own and takes no notice of SIGTERM.
