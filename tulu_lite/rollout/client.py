@@ -100,14 +100,18 @@ class RolloutClient:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         on_group: Callable[[RolloutGroup], None] | None = None,
+        positions: Sequence[int] | None = None,
     ) -> list[RolloutGroup]:
         """Sample `sampling.n` responses for each prompt; groups in the order of the prompts.
+
+        positions: each prompt's place in the whole batch, where several processes share it: with the seed and the
+        prompt it decides what is sampled. By default its place in `prompts`.
 
         on_group is called in the calling thread for each group as it comes, in any order.
         Raises TuluLiteError on a prompt that does not fit, ServerError when the server cannot be brought to answer.
         """
         arrived: queue.SimpleQueue[RolloutGroup | None] = queue.SimpleQueue()
-        task = self._submit(self.generate_async(prompts, sampling, arrived.put))
+        task = self._submit(self.generate_async(prompts, sampling, arrived.put, positions))
         task.add_done_callback(lambda _: arrived.put(None))
         try:
             while (group := arrived.get()) is not None:
@@ -166,6 +170,7 @@ class RolloutClient:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         on_group: Callable[[RolloutGroup], None] | None = None,
+        positions: Sequence[int] | None = None,
     ) -> list[RolloutGroup]:
         """As `generate`, for use in the client's loop; on_group is called there and must not block."""
         if not prompts:
@@ -183,7 +188,11 @@ class RolloutClient:
             return group
 
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(one(position, prompt)) for position, prompt in enumerate(prompts)]
+            places = range(len(prompts)) if positions is None else positions
+            running = [
+                tasks.create_task(one(position, prompt))
+                for position, prompt in zip(places, prompts, strict=True)
+            ]
         return [task.result() for task in running]
 
     async def _group(self, position: int, prompt: Prompt, sampling: Sampling) -> RolloutGroup:

@@ -28,9 +28,10 @@ from ..errors import TuluLiteError
 from ..files import suppress_os_errors, write_atomic, write_json
 from ..pipeline.ledger import Ledger
 from ..pipeline.lock import exclusive
+from ..pipeline.models import local_model
 from ..pipeline.protocol import USER_ERROR, progress_text, read_metrics
 from ..pipeline.steps import Step, expand, model_path
-from ..recipe import AnyStage, Recipe, dump_recipe, load_recipe
+from ..recipe import BASE, AnyStage, Recipe, dump_recipe, load_recipe
 from ..rollout.process import die_with_parent
 
 
@@ -90,7 +91,9 @@ class StepContext:
 
     @property
     def init_model(self) -> str:
-        """The model this step starts from or samples with: a folder, or the hub id of the recipe's model."""
+        """The folder of the model this step starts from or samples with."""
+        if self.step.model == BASE:
+            return str(local_model(self.recipe))
         return model_path(self.steps, self.recipe, self.step.model)
 
     @property

@@ -16,7 +16,7 @@ from ..pipeline.sizes import context_length
 from ..records import Prompt, RolloutGroup
 from ..rollout.client import RolloutClient, Sampling
 from ..rollout.server import RolloutServer
-from ..rollout.weights import load_checkpoint, push_weights
+from ..rollout.weights import push_weights, serve_model
 from .context import StepContext
 
 if TYPE_CHECKING:
@@ -50,13 +50,12 @@ class Sampler:
             if on_progress is not None:
                 on_progress(done)
 
-        return self.client.generate(
-            prompts, replace(sampling, stop_token_ids=self.template.end_token_ids), on_group=count
-        )
+        stopping = replace(sampling, stop_token_ids=self.template.end_token_ids)
+        return self.client.generate(prompts, stopping, on_group=count, positions=positions)
 
     def load(self, model: str) -> None:
-        """Have the server sample from the weights of a model folder; it reads the files itself."""
-        load_checkpoint(self.client, Path(model), self._next_version())
+        """Have the server sample from the model of a folder; it reads the files itself."""
+        serve_model(self.client, Path(model), self._next_version())
 
     def push(self, weights: Iterable[tuple[str, torch.Tensor]], is_main: bool) -> None:
         """Have the server sample from these weights. Every process calls it: sharded weights are gathered one by one
