@@ -114,8 +114,11 @@ def _before(model: str, known: dict[str, Step], marks: dict[str, dict[str, float
     return None
 
 
-def _paired(after: list[dict[str, float]], before: list[dict[str, float]]) -> Estimate:
+def _paired(after: list[dict[str, float]], before: list[dict[str, float]]) -> Estimate | None:
+    """The gain on the prompts that both sides have a score for; None when there are none."""
     prompts = sorted(set.intersection(*(set(one) for one in [*after, *before])))
+    if not prompts:
+        return None
     return difference(
         [[one[p] for p in prompts] for one in after], [[one[p] for p in prompts] for one in before]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -14,7 +15,8 @@ def choose_seed(step: Step, runs: list[Step]) -> dict[str, Any]:
     Only validation prompts decide, never those of an evaluate stage. Of equal seeds the first listed wins.
     """
     validation = {run: float(run.summary["validation_accuracy"]) for run in runs}
-    best = max(runs, key=lambda run: validation[run])
+    # a seed whose validation has no score at all (NaN) is the last to be chosen
+    best = max(runs, key=lambda run: -math.inf if math.isnan(validation[run]) else validation[run])
     return {
         "step": step.id,
         "key": step.key,

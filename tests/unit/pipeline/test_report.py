@@ -162,3 +162,9 @@ def test_the_files_are_written(recipe: Recipe, steps: dict[str, Step]) -> None:
     assert data[0]["accuracy"]["value"] == 0.25
     assert data[0]["gain"] is None
     assert not list(Path(recipe.output).glob(".*.tmp"))
+
+
+def test_a_gain_over_no_common_prompt_is_none() -> None:
+    from tulu_lite.pipeline.report import _paired
+
+    assert _paired([{"a": 1.0}], [{"b": 0.0}]) is None
