@@ -81,6 +81,16 @@ def build(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, context:
     return LlamaForCausalLM(config)
 
 
+def load(folder: Path, context: int) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
+    """A model made before, and its tokenizer without its chat template, for sequences of up to `context` tokens."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.chat_template = None
+    tokenizer.model_max_length = context
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.config.max_position_embeddings = context
+    return tokenizer, model
+
+
 def batches(
     tokenizer: PreTrainedTokenizerFast, texts: list[str], rows: int, length: int, seed: int
 ) -> Iterator[torch.Tensor]:
@@ -142,6 +152,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="JSONL files")
     parser.add_argument("--fields", nargs="+", required=True, help="the fields of a row that are its text")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="go on from this model and tokenizer instead of new ones")
     parser.add_argument("--vocabulary", type=int, default=2048, help="tokens")
     parser.add_argument("--hidden", type=int, default=128, help=f"a multiple of {HEAD}")
     parser.add_argument("--layers", type=int, default=4)
@@ -158,8 +169,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     texts = read_texts(args.text, args.fields)
-    tokenizer = train_tokenizer(texts, args.vocabulary, args.context)
-    model = build(tokenizer, args.hidden, args.layers, args.context)
+    if args.init is not None:
+        tokenizer, model = load(args.init, args.context)
+    else:
+        tokenizer = train_tokenizer(texts, args.vocabulary, args.context)
+        model = build(tokenizer, args.hidden, args.layers, args.context)
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(texts)} texts"
     )
@@ -169,6 +183,7 @@ def main() -> None:
     arguments = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     arguments["text"] = [path.name for path in args.text]
     arguments["out"] = args.out.name
+    arguments["init"] = args.init and args.init.name
     save(model, tokenizer, args.out, {"script": "data/make_model.py", "arguments": arguments, "loss": loss})
     print(f"saved {args.out}")
 
