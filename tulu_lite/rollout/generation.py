@@ -25,6 +25,7 @@ from .guard import KEY_VARIABLE
 from .process import end_group, private_folder
 from .state import update_until
 
+HEALTH_S = 1.0  # between looks at /health
 STOP_S = 10.0  # for the warden to end its group in good order
 LOG_LINES = 15
 _NOISE = re.compile(
@@ -187,14 +188,22 @@ class Canary:
             return None
 
     def _watch_health(self) -> None:
-        """An engine that died while its API server goes on shows here within a second."""
-        while not self._stop.wait(1.0) and self.fault is None:
+        """An engine that died while its API server goes on shows here within seconds.
+
+        After its engine's death the API server closes its door at once, but ends only when every connection has
+        been closed: one that waits for a weight update never is.
+        """
+        closed = 0
+        while not self._stop.wait(HEALTH_S) and self.fault is None:
             try:
                 self.control.call("GET", "/health", timeout_s=30.0)
+                closed = 0
             except Refused as error:
                 self.fault = f"its engine died ({error})"
-            except NoAnswer:
-                continue  # the process's end and the canary tell
+            except NoAnswer as error:
+                closed = 0 if error.timed_out else closed + 1  # too slow is for the canary to judge
+                if closed == 3:
+                    self.fault = "it takes no connections any more: its engine died"
 
 
 def _told(log: str) -> str:
