@@ -110,7 +110,9 @@ def make(recipe: Recipe, tmp_path: Path) -> Callable[[], Runner]:
 
 
 @pytest.mark.parametrize("code", [2, 1])  # accelerate launch makes 1 of every code
-def test_what_a_step_said_of_its_fault_is_passed_on(make: Callable[[], Runner], recipe: Recipe, code: int) -> None:
+def test_what_a_step_said_of_its_fault_is_passed_on(
+    make: Callable[[], Runner], recipe: Recipe, code: int
+) -> None:
     sft = step(recipe, 0, "sft")
     sft.folder.mkdir(parents=True)
     (sft.folder / "error.json").write_text(
@@ -147,7 +149,9 @@ def test_an_end_without_a_word_shows_the_last_of_the_log(
     assert (found["status"], said in found["error"]) == ("failed", True)
 
 
-def test_a_kill_behind_the_launcher_is_named_and_its_traceback_left_out(make: Callable[[], Runner], recipe: Recipe) -> None:
+def test_a_kill_behind_the_launcher_is_named_and_its_traceback_left_out(
+    make: Callable[[], Runner], recipe: Recipe
+) -> None:
     sft = step(recipe, 0, "sft")
     sft.folder.mkdir(parents=True)
     launch = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import os; os.kill(os.getpid(), 9)'], check=True)"
