@@ -319,7 +319,6 @@ def test_places_are_named_in_errors(chars: Any) -> None:
         template.prompts([TALK[1:2], TALK[:2]], ["f:1", "f:2"])
 
 
-@pytest.mark.skipif(not QUICKSTART.is_dir(), reason="the quickstart model is not built")
 @pytest.mark.parametrize("name", ["model", "tulu"])
 def test_quickstart_model(name: str) -> None:
     template = ChatTemplate.load(name, load_tokenizer(str(QUICKSTART)), str(QUICKSTART))
