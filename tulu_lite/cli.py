@@ -1,4 +1,4 @@
-"""The command line: tulu-lite run | plan | report | runs | schema | serve."""
+"""The command line: tulu-lite run | plan | report | runs | schema | serve | doctor."""
 
 from __future__ import annotations
 
@@ -162,23 +162,102 @@ def schema(
 
 @app.command()
 def serve(
-    recipe: RecipeFile,
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="The recipe's YAML file; with --status also a server's folder.", show_default=False
+        ),
+    ],
     overrides: Overrides = None,
     status: Annotated[
-        bool, typer.Option("--status", help="Tell the state of the recipe's server instead.")
+        bool, typer.Option("--status", help="Tell how the recipe's server does instead, and how to ask it.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --status: as JSON.")] = False,
 ) -> None:
-    """Start the recipe's rollout server alone, on the recipe's model, until Ctrl-C."""
+    """Start the recipe's rollout server alone, on the recipe's model, until Ctrl-C. It speaks OpenAI's API."""
     from .pipeline.models import local_model
-    from .recipe import load_recipe
+    from .pipeline.placing import this_machine
+    from .recipe import load_recipe, serving
+    from .recipe.placement import asks_for_devices, place
     from .rollout import serve as by_hand
+    from .rollout.status import show, status_of_folder
+
+    if status:
+        folder = recipe if recipe.is_dir() else Path(load_recipe(recipe, overrides or []).output) / "server"
+        told = status_of_folder(folder)
+        if as_json:
+            sys.stdout.write(json.dumps(told, indent=1) + "\n")
+        else:
+            console.print(show(told))
+        raise typer.Exit(0 if told["answers"] else 1)
+    loaded = load_recipe(recipe, overrides or [])
+    if asks_for_devices(loaded.server):
+        place(loaded.server, this_machine(), trains=False)  # or say what this machine lacks
+    by_hand.serve(local_model(loaded), serving(loaded), Path(loaded.output) / "server", recipe=loaded)
+
+
+doctor = typer.Typer(help="What is wrong, and what it probably comes from.", invoke_without_command=True)
+app.add_typer(doctor, name="doctor")
+
+
+@doctor.callback()
+def doctor_environment(context: typer.Context) -> None:
+    """Look at what this machine has of what a run needs; `doctor parity` compares sampler and trainer."""
+    if context.invoked_subcommand is not None:
+        return
+    from .doctor.environment import environment
+
+    table = Table("what", "found", "", title="This machine", title_justify="left", pad_edge=False)
+    checks = environment(Path.cwd())
+    colours = {"ok": "green", "note": "yellow", "bad": "red"}
+    for check in checks:
+        mark = f"[{colours[check.state]}]{check.state}[/]"
+        table.add_row(check.name, check.found, f"{mark} {check.advice}".rstrip())
+    console.print(table)
+    raise typer.Exit(1 if any(check.state == "bad" for check in checks) else 0)
+
+
+@doctor.command("parity")
+def doctor_parity(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model folder instead of the recipe's own.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Types of the server, each tried; the verdict is about the first.", show_default=False
+        ),
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="The folder or URL of a server that runs, instead of one of its own.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of the recipe that are sampled.")] = 16,
+    samples: Annotated[int, typer.Option(min=1, help="Responses to each.")] = 4,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a response at most.")] = 128,
+    thorough: Annotated[
+        bool, typer.Option(help="Try every supposition, even when one explains all.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Compare the log-probabilities of sampled tokens, server against trainer; where they differ, say why."""
+    from .doctor.parity import Ask, parity
+    from .doctor.report import print_report, write_report
+    from .recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    folder = Path(loaded.output) / "server"
-    if status:
-        console.print_json(json.dumps(by_hand.status(folder)))
+    say = (lambda _: None) if as_json else (lambda text: console.print(f"[dim]{text}[/dim]", soft_wrap=True))
+    found = parity(
+        loaded, model=model, dtypes=dtype or (), server=server, ask=Ask(prompts, samples, max_tokens),
+        thorough=thorough, say=say,
+    )  # fmt: skip
+    files = write_report(found, Path(loaded.output) / "doctor")
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_json(), indent=1) + "\n")
     else:
-        by_hand.serve(local_model(loaded), loaded.server, folder)
+        print_report(console, found, files)
+    raise typer.Exit(0 if found.ok else 1)
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def check_references(recipe: Recipe, prompts: Sequence[Prompt], where: str) -> N
         if prompt.verifier not in built:
             built[prompt.verifier] = _build(recipe, prompt.verifier, where)
         try:
-            built[prompt.verifier].check_reference(prompt.reference)
+            built[prompt.verifier].check_reference(prompt.reference, {"source": prompt.source})
         except verifiers.VerifierError as error:
             raise TuluLiteError(
                 f"{where}: a row of {prompt.source!r} has a reference that its verifier {prompt.verifier!r} cannot use: {error}",
@@ -64,7 +64,13 @@ class Judge:
         items = [
             (
                 verifier_spec(self.recipe, group.prompt.verifier),
-                verifiers.Sample(rollout.text, group.prompt.reference, group.prompt.user, rollout.finished),
+                verifiers.Sample(
+                    rollout.text,
+                    group.prompt.reference,
+                    group.prompt.user,
+                    rollout.finished,
+                    {"source": group.prompt.source},
+                ),
             )
             for group in groups
             for rollout in group.rollouts
@@ -98,9 +104,14 @@ def _with_verdicts(
 def judging(recipe: Recipe, max_error_share: float) -> Iterator[Judge]:
     """A Judge whose worker processes live as long as the block."""
     with verifiers.VerifierPool(
-        workers=recipe.verifier_workers, timeout_s=recipe.verifier_timeout_s, base_dir=Path.cwd()
+        workers=recipe.verifier_workers,
+        timeout_s=recipe.verifier_timeout_s,
+        base_dir=Path.cwd(),
+        sandbox=recipe.verifier_sandbox,
+        allow_weak_sandbox=recipe.verifier_allow_weak_sandbox,
     ) as pool:
         yield Judge(recipe, pool, max_error_share)
+        print("verifiers:", json.dumps(pool.report()), flush=True)  # rates, errors, what judge models cost
 
 
 def response_row(group: RolloutGroup, rollout: Rollout, kind: str) -> dict[str, Any]:

@@ -40,11 +40,13 @@ def proportion(successes: int, n: int) -> Estimate:
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """Mean over prompts with a normal interval."""
+    """Mean over prompts with a normal interval; Wilson's where every value is 0, or every value 1."""
     n = len(values)
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
     array = np.asarray(values, dtype=np.float64)
+    if (same := _all_or_nothing(array)) is not None:
+        return same
     half = Z95 * float(array.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
     centre = float(array.mean())
     return Estimate(centre, centre - half, centre + half, n)
@@ -53,6 +55,8 @@ def mean(values: Sequence[float]) -> Estimate:
 def seeds_mean(scores_SN: Sequence[Sequence[float]]) -> Estimate:
     """Mean over S seeds on the same N prompts; the interval resamples both seeds and prompts (bootstrap)."""
     array = np.asarray(scores_SN, dtype=np.float64)
+    if (same := _all_or_nothing(array)) is not None:
+        return same
     low, high = _interval(_resampled_means(array))
     return Estimate(float(array.mean()), low, high, array.shape[1])
 
@@ -64,6 +68,9 @@ def difference(after_SN: Sequence[Sequence[float]], before_SN: Sequence[Sequence
         raise ValueError(
             f"paired differences need the same prompts, not {after.shape[1]} and {before.shape[1]}"
         )
+    all_after, all_before = _all_or_nothing(after), _all_or_nothing(before)
+    if all_after is not None and all_before is not None:
+        return _newcombe(all_after, all_before)
     drawn = np.random.default_rng(0)
     means = np.empty(RESAMPLES)
     for i in range(RESAMPLES):
@@ -79,6 +86,23 @@ def pass_at_k(correct: int, n: int, k: int) -> float:
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs 1 <= k <= n = {n}")
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def _all_or_nothing(scores: np.ndarray) -> Estimate | None:
+    """Wilson's interval for [..., N] scores that are all 0 or all 1, in which resampling would see no doubt at all.
+
+    None for any others.
+    """
+    value, n = float(scores.flat[0]) if scores.size else math.nan, scores.shape[-1]
+    return proportion(round(value) * n, n) if value in (0.0, 1.0) and bool((scores == value).all()) else None
+
+
+def _newcombe(after: Estimate, before: Estimate) -> Estimate:
+    """A difference of two shares (Newcombe 1998, Statistics in Medicine 17:873, method 10)."""
+    value = after.value - before.value
+    low = value - math.hypot(after.value - after.low, before.high - before.value)
+    high = value + math.hypot(after.high - after.value, before.value - before.low)
+    return Estimate(value, max(-1.0, low), min(1.0, high), after.n)
 
 
 def _resampled_means(array_SN: np.ndarray) -> np.ndarray:

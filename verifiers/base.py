@@ -45,6 +45,8 @@ class Verdict:
     seconds: float = 0.0  # wall time of the judging alone, without queueing
     verifier: str = ""
     version: str = ""
+    tier: str = ""  # the sandbox tier that the candidate's code ran in; "" when none was run
+    scale: float = 1.0  # what a reward is multiplied with (a `scale` spec); the score stays in [0, 1]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))
@@ -55,12 +57,19 @@ class Verdict:
             raise ValueError(f"a verdict's score must be a number in [0, 1], got {self.score!r}")
         elif self.status is not status_of(float(self.score)):  # type: ignore[arg-type]
             raise ValueError(f"score {self.score} is not of status {self.status}")
+        if isinstance(self.scale, bool) or not 0.0 < self.scale < math.inf:
+            raise ValueError(f"a verdict's scale must be a number above 0, got {self.scale!r}")
         object.__setattr__(self, "reason", _clip(self.reason) or "")
         object.__setattr__(self, "extracted", _clip(self.extracted))
 
     @property
     def scored(self) -> bool:
         return self.score is not None
+
+    @property
+    def reward(self) -> float | None:
+        """score x scale; None without a score."""
+        return None if self.score is None else self.score * self.scale
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping; `from_json` is its inverse."""
@@ -72,6 +81,8 @@ class Verdict:
             "seconds": self.seconds,
             "verifier": self.verifier,
             "version": self.version,
+            "tier": self.tier,
+            "scale": self.scale,
         }
 
     @classmethod

@@ -1,10 +1,14 @@
-"""Trials of a user's own verifier: gold answers, other rows' answers, repeats, and hostile input."""
+"""Trials of a user's own verifier: gold answers, other rows' answers, repeats, hostile input, time and memory."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from verifiers.base import Sample, Status, Verdict
@@ -25,8 +29,27 @@ HOSTILE = {
     "right-to-left and zero width": "\u202e\u200b\u2066 72",
     "deeply nested JSON": "[" * 5_000 + "]" * 5_000,
     "<think> never closed": "<think> 72",
+    "100,000 lines": "72\n" * 100_000,
+    "one long line of spaces": " " * 200_000 + "x",
+    "terminal escapes": "\x1b[2J\x1b]0;x\x07 72",
+    "digits of other scripts": "\u0667\u0662 \uff17\uff12 \u00b2 \u2467",
+    "a code fence never closed": "```python\nprint(72)",
     "format string": "%s%n {0} {__class__} ${jndi:x}",
 }
+
+
+# References that no data set should have: no answer to them is right, and no worker may die of them.
+ODD_REFERENCES: dict[str, Any] = {
+    "none": None,
+    "an empty text": "",
+    "an empty list": [],
+    "a nested mapping": {"a": {"b": [None]}},
+    "a number": 1e308,
+    "a long text": "x" * 100_000,
+}
+RATE_S = 1.0  # spent on finding out how many a second
+RATE_ITEMS = 2000
+LEAK_MB = 64.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +78,9 @@ def run_battery(spec: Spec, rows: Sequence[dict[str, Any]], pool: VerifierPool) 
     findings.append(_same_again(spec, samples, verdicts, pool))
     findings.append(_others(spec, rows, samples, verdicts, pool))
     findings.extend(_hostile(spec, samples[0], pool))
+    findings.append(_odd_references(spec, samples[0], pool))
     findings.append(_time(verdicts, pool))
+    findings.extend(_rate_and_memory(spec, samples, pool))
     return findings
 
 
@@ -130,6 +155,54 @@ def _hostile(spec: Spec, sample: Sample, pool: VerifierPool) -> list[Finding]:
         )
         findings.append(Finding(name, ok, f"{_said(verdict)} in {1000 * verdict.seconds:.1f} ms"))
     return findings
+
+
+def _odd_references(spec: Spec, sample: Sample, pool: VerifierPool) -> Finding:
+    odd = {name: value for name, value in ODD_REFERENCES.items() if value != sample.reference}
+    answer = "no such answer 8f2c"
+    items = [(spec, replace(sample, response=answer, reference=value)) for value in odd.values()]
+    for name, verdict in zip(odd, pool.verify(items), strict=True):
+        if verdict.score == 1 or verdict.reason.startswith(("its worker", "timed out")):
+            return Finding("odd references", False, f"{name}: {_said(verdict)}")
+    return Finding("odd references", True, f"{len(odd)} kinds: none accepted, none fatal")
+
+
+def _rate(rows: int, start: float, pool: VerifierPool) -> Finding:
+    a_second = rows / (time.monotonic() - start)
+    return Finding("throughput", True, f"{a_second:,.0f} rows a second with {pool.stats.workers} workers")
+
+
+def _rate_and_memory(spec: Spec, samples: list[Sample], pool: VerifierPool) -> list[Finding]:
+    """How many a second with this pool's workers, and whether their memory grows on and on."""
+    with VerifierPool(pool.stats.workers, pool.timeout_s, base_dir=pool.base_dir, cache_size=0) as other:
+        rounds: list[float] = []
+        done, start = 0, time.monotonic()
+        while time.monotonic() - start < RATE_S and done < RATE_ITEMS:
+            verdicts = other.verify([(spec, sample) for sample in samples])
+            if any(verdict.reason.startswith("MemoryError") for verdict in verdicts):
+                full = Finding(
+                    "memory", False, f"a worker's memory was full after {done + len(samples)} rows"
+                )
+                return [_rate(done + len(samples), start, pool), full]
+            rounds.append(_memory_mb(other))
+            done += len(samples)
+        rate = _rate(done, start, pool)
+    if not any(rounds):
+        return [rate, Finding("memory", True, "none of a worker's: it runs in the caller's process")]
+    half = rounds[len(rounds) // 2]
+    grown = rounds[-1] - half
+    detail = f"{max(rounds):.0f} MB a worker, {max(grown, 0.0):.0f} MB more in the second half of {done} rows"
+    return [rate, Finding("memory", grown < LEAK_MB, detail)]
+
+
+def _memory_mb(pool: VerifierPool) -> float:
+    """Resident memory of the largest worker; 0 without one."""
+    sizes = [0.0]
+    for worker in pool.workers:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pages = int(Path(f"/proc/{worker.pid}/statm").read_text().split()[1])
+            sizes.append(pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20))
+    return max(sizes)
 
 
 def _time(verdicts: list[Verdict], pool: VerifierPool) -> Finding:

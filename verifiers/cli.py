@@ -1,4 +1,4 @@
-"""python -m verifiers list | show NAME | score FILE.jsonl | check MY_FILE.py"""
+"""python -m verifiers list | show NAME | score FILE.jsonl | check MY_FILE.py | sandbox"""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import inspect
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from verifiers import registry
 from verifiers.battery import run_battery
+from verifiers.demand import TIERS
 from verifiers.errors import VerifierError
 from verifiers.pool import VerifierPool
 from verifiers.registry import FIELDS
-from verifiers.score import Columns, score_file
+from verifiers.sandbox.report import add_command as add_sandbox
+from verifiers.score import Columns, Summary, score_file
 from verifiers.spec import Spec, build
 
 
@@ -31,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if text:
                 print(f"  {name}: {text}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -53,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--out", required=True, type=Path, help="one verdict a line, in the rows' order")
     for column in ("response", "reference", "prompt", "finished"):
         score.add_argument(f"--{column}", default=column, metavar="COLUMN", help=f"default: {column}")
+    score.add_argument("--quiet", action="store_true", help="no progress")
     _pool_options(score)
     score.set_defaults(run=_score)
 
@@ -61,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--rows", required=True, type=Path, help="JSON rows: reference, response, score (1)")
     _pool_options(check)
     check.set_defaults(run=_check)
+
+    add_sandbox(commands)
     return parser
 
 
@@ -70,6 +79,14 @@ def _pool_options(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=5.0, metavar="SECONDS", help="of one item (default 5)"
     )
     parser.add_argument("--memory", type=int, default=1024, metavar="MB", help="of a worker (default 1024)")
+    parser.add_argument(
+        "--sandbox", metavar="TIER", help=f"the least that code may run in: {', '.join(TIERS)}"
+    )
+    parser.add_argument(
+        "--allow-weak-sandbox",
+        action="store_true",
+        help="consent to resource limits only, where the machine gives nothing better",
+    )
 
 
 def parse_spec(text: str) -> Spec:
@@ -104,7 +121,10 @@ def _list(_: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     definition = registry.find(arguments.name)
     target = definition.target
-    print(f"{definition.name}  (version {definition.version}, runs {definition.runs}, {definition.origin})\n")
+    print(f"{definition.name}  (version {definition.version}, runs {definition.runs}, {definition.origin})")
+    if definition.timeout_s is not None:
+        print(f"deadline: {definition.timeout_s:g} s")
+    print()
     print(inspect.getdoc(target) or "no description")
     options = [p for p in inspect.signature(target).parameters.values() if p.name not in FIELDS]
     if options:
@@ -124,16 +144,71 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _pool(arguments: argparse.Namespace) -> VerifierPool:
-    return VerifierPool(arguments.workers, arguments.timeout, arguments.memory)
+    return VerifierPool(
+        arguments.workers,
+        arguments.timeout,
+        arguments.memory,
+        sandbox=arguments.sandbox,
+        allow_weak_sandbox=arguments.allow_weak_sandbox,
+    )
 
 
 def _score(arguments: argparse.Namespace) -> int:
     columns = Columns(arguments.response, arguments.reference, arguments.prompt, arguments.finished)
     build(arguments.verifier)  # a wrong spec is the caller's mistake, not every row's
     with _pool(arguments) as pool:
-        summary = score_file(arguments.file, arguments.out, arguments.verifier, columns, pool)
+        progress = Ticker(sys.stderr, arguments.quiet)
+        summary = score_file(arguments.file, arguments.out, arguments.verifier, columns, pool, progress)
+        progress.end()
+        own = pool.report()["own"]
     print(summary.text())
-    return 0
+    for name, figures in own.items():
+        print(f"{name}: " + ", ".join(f"{key} {value:g}" for key, value in figures.items()))
+    return 1 if summary.rows and not summary.scored else 0  # nothing was judged: that is no success
+
+
+class Ticker:
+    """Progress on one line of a terminal, or a line now and then in a log: how many, how fast, how long still."""
+
+    def __init__(self, stream: IO[str], quiet: bool) -> None:
+        self._stream, self._quiet = stream, quiet
+        self._terminal = stream.isatty()
+        self._next = time.monotonic() + (0.5 if self._terminal else 10.0)
+        self._width = 0
+
+    def __call__(self, summary: Summary) -> None:
+        now = time.monotonic()
+        if self._quiet or now < self._next:
+            return
+        self._next = now + (0.5 if self._terminal else 10.0)
+        text = progress_text(summary)
+        if self._terminal:
+            print(f"\r{text.ljust(self._width)}", end="", file=self._stream, flush=True)
+            self._width = len(text)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def end(self) -> None:
+        if self._width:
+            print(f"\r{' ' * self._width}\r", end="", file=self._stream, flush=True)
+
+
+def progress_text(summary: Summary) -> str:
+    share = summary.rows / summary.of if summary.of else 1.0
+    left = summary.left_s
+    time_left = "" if left is None else f", {duration(left)} left"
+    mean = f", mean score {summary.total / summary.scored:.4f}" if summary.scored else ""
+    errors = summary.statuses["error"]
+    return (
+        f"{summary.rows:,} of {summary.of:,} ({share:.0%}), {summary.rate:,.0f} a second{time_left}{mean}"
+        f"{f', {errors} errors' if errors else ''}"
+    )
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -150,7 +225,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise VerifierError(f"{path} does not exist")
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

@@ -14,7 +14,10 @@ from typing import Any, Union
 from verifiers import registry
 from verifiers.base import Sample, Verdict, as_verdict, error, incorrect, strip_thinking
 from verifiers.errors import BadReference, SpecError, VerifierError
-from verifiers.registry import FIELDS, Definition, Runs
+from verifiers.layout import Layout
+from verifiers.registry import FIELDS, Definition
+
+DEFAULT_TIMEOUT_S = 60.0  # of an async verifier that names none and is called without a pool
 
 
 @dataclass(frozen=True)
@@ -22,28 +25,25 @@ class Leaf:
     """One verifier with its arguments bound."""
 
     definition: Definition
-    name: str
+    layout: Layout
     call: Callable[[Sample], Any]
     needs_reference: bool
     reference_check: Callable[[Any], Any] | None
+    instance: Any = None  # of a class
+
+    @property
+    def name(self) -> str:
+        return self.layout.name
 
     @property
     def version(self) -> str:
-        return self.definition.version
-
-    @property
-    def runs(self) -> Runs:
-        return self.definition.runs if self.definition.built_in else "worker"
-
-    @property
-    def cache(self) -> bool:
-        return self.definition.cache
+        return self.layout.version
 
     def warm(self) -> None:
         if self.definition.warm is not None:
             self.definition.warm()
 
-    def check_reference(self, reference: Any) -> None:
+    def check_reference(self, reference: Any, info: Mapping[str, Any] = types.MappingProxyType({})) -> None:
         if self.needs_reference and reference is None:
             raise BadReference(f"verifier {self.name!r} compares with a reference, and the row has none")
         if self.reference_check is not None:
@@ -58,11 +58,65 @@ class Leaf:
                 ) from fault
 
     def verify(self, sample: Sample) -> Verdict:
+        """Judge here and now. An async verifier gets an event loop for this one call, under its deadline."""
+        if self.layout.runs == "async":
+            return self._verify_apart(sample)
         start = time.perf_counter()
-        verdict = self._judge(sample)
+        ready = self._ready(sample)
+        verdict = ready if isinstance(ready, Verdict) else self._judge(ready)
+        return self._labelled(verdict, start)
+
+    async def averify(self, sample: Sample, timeout_s: float) -> Verdict:
+        """Judge in the running event loop; past `timeout_s` seconds it is cancelled, and the verdict an error."""
+        import asyncio  # workers start without it
+
+        start = time.perf_counter()
+        ready = self._ready(sample)
+        if isinstance(ready, Verdict):
+            return self._labelled(ready, start)
+        deadline = asyncio.timeout(timeout_s)
+        try:
+            async with deadline:
+                verdict = as_verdict(await self.call(ready))
+        except TimeoutError as fault:
+            mine = deadline.expired()
+            verdict = error(f"timed out after {timeout_s:g} s" if mine else f"TimeoutError: {fault}")
+        except Exception as fault:
+            verdict = _failed(fault)
+        return self._labelled(verdict, start)
+
+    def _verify_apart(self, sample: Sample) -> Verdict:
+        """An async judgement from plain code, in a thread of its own: the caller's may have an event loop."""
+        import asyncio
+        import threading
+
+        allowed = self.layout.timeout_s or DEFAULT_TIMEOUT_S
+        made: list[Verdict] = []
+
+        async def judge() -> None:
+            made.append(await self.averify(sample, allowed))
+            await self.aclose()
+
+        thread = threading.Thread(target=lambda: asyncio.run(judge()), name="verifier-once", daemon=True)
+        thread.start()
+        thread.join(allowed + 5.0)
+        return (
+            made[0]
+            if made
+            else error(f"did not return within {allowed:g} s: it does not let itself be cancelled")
+        )
+
+    async def aclose(self) -> None:
+        """Let go of what an async verifier holds in the running event loop (connections)."""
+        close = getattr(self.instance, "aclose", None)
+        if close is not None:
+            await close()
+
+    def _labelled(self, verdict: Verdict, start: float) -> Verdict:
         return replace(verdict, seconds=time.perf_counter() - start, verifier=self.name, version=self.version)
 
-    def _judge(self, sample: Sample) -> Verdict:
+    def _ready(self, sample: Sample) -> Sample | Verdict:
+        """The sample as the verifier shall see it, or the verdict that needs no judging."""
         if not isinstance(sample.response, str):
             return error(f"the response is {type(sample.response).__name__}, not text")
         if not sample.finished and not self.definition.accepts_truncated:
@@ -74,21 +128,35 @@ class Leaf:
             if answer is None:
                 return incorrect("<think> is never closed")
             if answer is not sample.response:
-                sample = replace(sample, response=answer)
+                return replace(sample, response=answer)
+        return sample
+
+    def _judge(self, sample: Sample) -> Verdict:
         try:
             return as_verdict(self.call(sample))
-        except BadReference as fault:
-            return error(f"bad reference: {fault}")
-        except MemoryError:
-            return error("MemoryError: the verifier ran out of memory")
         except Exception as fault:
-            return error(f"{type(fault).__name__}: {fault}")
+            return _failed(fault)
 
 
-def bind(use: str, args: Mapping[str, Any], label: str | None, base_dir: Path | None) -> Leaf:
+def _failed(fault: Exception) -> Verdict:
+    if isinstance(fault, BadReference):
+        return error(f"bad reference: {fault}")
+    if isinstance(fault, MemoryError):
+        return error("MemoryError: the verifier ran out of memory")
+    return error(f"{type(fault).__name__}: {fault}")
+
+
+def bind(
+    use: str,
+    args: Mapping[str, Any],
+    label: str | None,
+    base_dir: Path | None,
+    timeout_s: float | None = None,
+) -> Leaf:
+    """The verifier that `use` names, with its arguments. Raises SpecError for what does not fit."""
     definition = registry.find(use, base_dir)
     target = definition.target
-    check = definition.check_reference
+    check, instance = definition.check_reference, None
     if inspect.isclass(target):
         _bind_args(definition, target, args, skip=())
         instance = _construct(definition, args)
@@ -99,7 +167,17 @@ def bind(use: str, args: Mapping[str, Any], label: str | None, base_dir: Path | 
         call, needs_reference = _caller(definition, method, {})
     else:
         call, needs_reference = _caller(definition, target, args)
-    return Leaf(definition, label or definition.name, call, needs_reference, check)
+    own = timeout_s if timeout_s is not None else getattr(instance, "timeout_s", definition.timeout_s)
+    registry.check_timeout(definition.name, own)
+    layout = Layout(
+        name=label or definition.name,
+        version=definition.version,
+        runs="worker" if definition.runs == "inline" and not definition.built_in else definition.runs,
+        cache=definition.cache and bool(getattr(instance, "cacheable", True)),
+        timeout_s=own,
+        concurrency=getattr(instance, "concurrency", definition.concurrency),
+    )
+    return Leaf(definition, layout, call, needs_reference, check, instance)
 
 
 def _construct(definition: Definition, args: Mapping[str, Any]) -> Any:

@@ -13,11 +13,15 @@ import tempfile
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from verifiers import protocol
+from verifiers.demand import Demand
 
 KILL_WAIT_S = 10.0
+
+
+Kind = Literal["worker", "sandbox"]  # a sandboxed one has confined itself before it loads anything
 
 
 class Started(Enum):
@@ -28,25 +32,34 @@ class Started(Enum):
     RUNNING = 4  # judges `running`
 
 
-class WorkerProcess:
-    """One running `python -m verifiers.worker`. Raises OSError when it cannot be started."""
+class Child(Protocol):
+    """A process that was started, however it was."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    pid: int
+
+    def ended(self) -> bool: ...
+
+    def wait(self, seconds: float) -> None:
+        """Until it has ended, or so many seconds."""
+
+    def kill(self) -> str:
+        """End it with all it started and reap it; how it had ended, in words."""
+
+
+class WorkerProcess:
+    """One running `python -m verifiers.worker`. Raises OSError or VerifierError when it cannot be started.
+
+    reads: the folders that a sandboxed one can read, besides Python's own.
+    """
+
+    def __init__(self, settings: dict[str, Any], kind: Kind = "worker", reads: frozenset[str] = frozenset()):
+        self.kind, self.reads = kind, reads
         self.socket, theirs = socket.socketpair()
         self.socket.setblocking(False)
-        told = {**settings, "parent": os.getpid(), "fd": theirs.fileno(), "path": [p for p in sys.path if p]}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in kill
         try:
-            # -P: the working directory may have a json.py; our own package is found by PYTHONPATH.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "verifiers.worker", json.dumps(told)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                pass_fds=[theirs.fileno()],
-                env=_environment(),
-                start_new_session=True,  # a group of its own, so that what it starts is killed with it
-            )
+            start = start_plain if kind == "worker" else start_confined
+            self._child: Child = start(settings, theirs.fileno(), self._errors.fileno(), sorted(reads))
         except BaseException:
             self.socket.close()
             self._errors.close()
@@ -65,7 +78,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._child.pid
 
     @property
     def idle(self) -> bool:
@@ -95,24 +108,17 @@ class WorkerProcess:
 
     def kill(self) -> str:
         """Kill it with its process group and reap it; how it ended, in words."""
-        if self._process.poll() is None:
+        if not self._child.ended() and self._closed():
             # At the end of its pipe a process is dying by itself; let its own exit status be the reason.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                if self._ended():
-                    self._process.wait(timeout=0.5)
-        code = self._process.poll()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=KILL_WAIT_S)
+            self._child.wait(0.5)
+        words = self._child.kill()
         self.socket.close()
-        words = _ending(code)
         if self.state is Started.STARTING:
             words += self._last_words()
         self._errors.close()
         return words
 
-    def _ended(self) -> bool:
+    def _closed(self) -> bool:
         try:
             return self.socket.recv(1, socket.MSG_PEEK) == b""
         except (BlockingIOError, InterruptedError):
@@ -125,6 +131,93 @@ class WorkerProcess:
         self._errors.seek(max(0, size - 400))
         text = self._errors.read().decode(errors="replace").strip()
         return f": {text}" if text else ""
+
+
+# ---------------------------------------------------------------- ways of starting one
+
+
+class PlainChild:
+    """An ordinary child process in a group of its own, so that what it starts is killed with it."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process, self.pid = process, process.pid
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def wait(self, seconds: float) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=seconds)
+
+    def kill(self) -> str:
+        code = self._process.poll()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self.wait(KILL_WAIT_S)
+        return _ending(code)
+
+
+def start_plain(settings: dict[str, Any], link: int, errors: int, _: list[str]) -> PlainChild:
+    told = {**settings, "tier": "", "parent": os.getpid(), "fd": link}
+    return PlainChild(
+        subprocess.Popen(
+            _command(told, sys.executable),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            pass_fds=[link],
+            env={**os.environ, **_environment(), **settings["environment"]},
+            start_new_session=True,
+        )
+    )
+
+
+class ConfinedChild:
+    """A worker in a sandbox: no network, no writes, nothing of our environment."""
+
+    def __init__(self, process: Any) -> None:
+        self._process, self.pid = process, process.pid
+
+    def ended(self) -> bool:
+        return self._process.ending is not None
+
+    def wait(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            self._process.wait(time.monotonic() + seconds)
+
+    def kill(self) -> str:
+        ending = self._process.ending
+        self._process.kill()
+        return "killed by the pool" if ending is None else str(ending.words)
+
+
+def start_confined(settings: dict[str, Any], link: int, errors: int, reads: list[str]) -> ConfinedChild:
+    from verifiers import sandbox  # only where it is asked for
+
+    wanted = Demand.of(settings["environment"])
+    tier = sandbox.choose(wanted.tier, wanted.allow_weak)
+    told = {**settings, "tier": str(tier), "parent": 0, "fd": link}
+    limits = sandbox.Limits(cpu_s=None, memory_mb=settings["memory_mb"], open_files=256)
+    environment = {**_environment(), **settings["environment"], "PATH": os.defpath, "LANG": "C.UTF-8"}
+    paths = [path for path in reads if os.path.isdir(path)]
+    return ConfinedChild(
+        sandbox.confine(
+            # Where links lead: those on the way may not be visible inside. Its modules come by PYTHONPATH and `path`.
+            _command(told, os.path.realpath(sys.executable)),
+            tier=tier,
+            limits=limits,
+            read_paths=paths,
+            pass_fds=[link],
+            env=environment,
+            stderr=errors,
+        )
+    )
+
+
+def _command(told: dict[str, Any], python: str) -> list[str]:
+    # -P: the working directory may have a json.py; our own package is found by PYTHONPATH.
+    path = [entry for entry in sys.path if entry]
+    return [python, "-P", "-m", "verifiers.worker", json.dumps({**told, "path": path})]
 
 
 def _ending(code: int | None) -> str:
@@ -141,7 +234,6 @@ def _environment() -> dict[str, str]:
     inherited = os.environ.get("PYTHONPATH")
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return {
-        **os.environ,
         **threads,  # the pool is the parallelism
         "PYTHONPATH": os.pathsep.join([package, *([inherited] if inherited else [])]),
         "PYTHONHASHSEED": "0",  # an algebra system's simplifications follow the order of sets

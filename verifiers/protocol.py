@@ -6,8 +6,10 @@ are capped, so garbage is noticed instead of waited for.
 To the worker     {"specs": {id: spec}, "items": [[index, spec id, [response, reference, prompt, finished, info]]]}
 From the worker   a list of events: ["hello", pid]                          ready for work
                                     ["load", index, monotonic seconds]      building or warming its verifier
+                                    ["loaded", index, layout]               built; where it runs and for how long
+                                    ["moved", index]                        not mine to judge: see the layout
                                     ["start", index, monotonic seconds]     the item's clock starts
-                                    ["done", index, verdict, may be cached]
+                                    ["done", index, verdict]
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar, get_args
 
 from verifiers.errors import NameTaken, SpecError, UnknownVerifier, VerifierError
+from verifiers.layout import CONCURRENCY, MAX_TIMEOUT_S, Runs
 
-Runs = Literal["inline", "worker"]
 FIELDS = ("response", "reference", "prompt", "finished", "info", "sample")
 ENTRY_POINTS = "verifiers"
 # The modules of this package that register verifiers, and what each registers, so that one name can be
@@ -47,6 +47,8 @@ class Definition:
     accepts_truncated: bool
     cache: bool  # the same sample always gets the same verdict
     warm: Callable[[], None] | None  # slow imports, done before the clock of the first item starts
+    timeout_s: float | None  # its own deadline; None: the pool's
+    concurrency: int  # async: how many at once
     origin: str  # `module:qualname` or `/path/file.py:qualname`, enough for another process to find it
     built_in: bool = False
 
@@ -63,39 +65,53 @@ def verifier(
     name: str,
     *,
     version: str = "1",
-    runs: Runs = "worker",
+    runs: Runs | None = None,
     check_reference: Callable[..., Any] | None = None,
     strip_thinking: bool = True,
     accepts_truncated: bool = False,
     cache: bool = True,
     warm: Callable[[], None] | None = None,
+    timeout_s: float | None = None,
+    concurrency: int = CONCURRENCY,
 ) -> Callable[[T], T]:
     """Register a function or class as the verifier `name`; the function itself is returned unchanged.
 
     version          change it when verdicts change: it is written beside every score
-    runs             "inline" is honoured for this package's own verifiers only
+    runs             "worker" (a process that is killed when it runs over), "sandbox" (such a process, with no
+                     network and no writes), "async" (an event loop; the default of an `async def`), "inline"
+                     (the caller's own process: honoured for this package's own verifiers only)
     check_reference  called with each row's reference when data is loaded; raises BadReference
     strip_thinking   judge the response without its <think>...</think>
     accepts_truncated  judge responses that ran out of tokens; without it they are incorrect
     cache            False when one sample may get different verdicts (a judge model)
     warm             slow imports, done once a worker before the first item's clock starts
+    timeout_s        seconds one judgement may take, instead of the pool's; an instance of a class may set
+                     an attribute `timeout_s` of its own
+    concurrency      async: how many judgements at once
 
     Raises NameTaken when another function has the name, SpecError when it cannot be one.
     """
-    if runs not in ("inline", "worker"):
-        raise SpecError(f"verifier {name!r}: runs is {runs!r}", cure='Use "inline" or "worker".')
+    if runs is not None and runs not in get_args(Runs):
+        raise SpecError(
+            f"verifier {name!r}: runs is {runs!r}", cure=f"Use one of {', '.join(get_args(Runs))}."
+        )
+    check_timeout(name, timeout_s)
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        raise SpecError(f"verifier {name!r}: concurrency is {concurrency!r}, it must be an integer >= 1")
 
     def register(target: T) -> T:
         definition = Definition(
             name=name,
             target=target,
             version=version,
-            runs=runs,
+            runs=runs or ("async" if is_async(target) else "worker"),
             check_reference=check_reference,
             strip_thinking=strip_thinking,
             accepts_truncated=accepts_truncated,
             cache=cache,
             warm=warm,
+            timeout_s=timeout_s,
+            concurrency=concurrency,
             origin=_origin(target),
             built_in=target.__module__.startswith("verifiers."),
         )
@@ -122,11 +138,29 @@ def _check_target(definition: Definition) -> None:
         raise SpecError(f"verifier {definition.name!r} is {type(target).__name__}, not a function or class")
     if not definition.name or ":" in definition.name or "/" in definition.name:
         raise SpecError(f"verifier name {definition.name!r} is empty or has ':' or '/' in it")
-    methods = (
-        [vars(target).get(name) for name in ("verify", "__call__")] if inspect.isclass(target) else [target]
-    )
-    if any(inspect.iscoroutinefunction(method) for method in methods):
-        raise SpecError(f"verifier {definition.name!r} is async", cure="Verifiers are plain functions.")
+    if is_async(target) != (definition.runs == "async"):
+        kind = "async" if is_async(target) else "no coroutine function"
+        raise SpecError(
+            f"verifier {definition.name!r} is {kind}, and runs is {definition.runs!r}",
+            cure='An `async def` has runs="async" (the default); all others have not.',
+        )
+
+
+def is_async(target: Callable[..., Any]) -> bool:
+    """Whether it is an `async def`, or a class whose instances judge with one."""
+    if not inspect.isclass(target):
+        return inspect.iscoroutinefunction(target)
+    method = getattr(target, "verify", None) or getattr(target, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(method)
+
+
+def check_timeout(name: str, timeout_s: object) -> None:
+    """Raises SpecError unless `timeout_s` is None or a number of seconds above 0."""
+    number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
+    if timeout_s is not None and not (number and 0 < timeout_s <= MAX_TIMEOUT_S):  # type: ignore[operator]
+        raise SpecError(
+            f"verifier {name!r}: timeout_s is {timeout_s!r}, it must be above 0 and at most a day"
+        )
 
 
 def _source(target: Callable[..., Any]) -> tuple[str, str]:
@@ -164,10 +198,30 @@ def find(use: str, base_dir: Path | None = None) -> Definition:
     if use in BUILT_IN:
         importlib.import_module(BUILT_IN[use])
         return _registered[use]
-    for point in _entry_points():
-        if point.name == use:
-            return _pick(point.load(), point.name, point.value, point.value)
+    offered = {point.value: point for point in _entry_points() if point.name == use}
+    if len(offered) > 1:
+        raise NameTaken(
+            f"verifier name {use!r} is taken by the entry points {' and '.join(sorted(offered))}",
+            "a score must say which of them gave it.",
+            "Remove one of the packages, or name package.module:function.",
+        )
+    for point in offered.values():
+        return _from_entry_point(point)
     raise _unknown(use)
+
+
+def _from_entry_point(point: Any) -> Definition:
+    try:
+        loaded = point.load()
+    except VerifierError:
+        raise
+    except Exception as fault:
+        raise SpecError(
+            f"verifier {point.name!r}, an entry point at {point.value}, does not load: "
+            f"{type(fault).__name__}: {fault}"
+        ) from fault
+    file = getattr(sys.modules.get(getattr(loaded, "__module__", "")), "__file__", None)
+    return _pick(loaded, point.name, point.value, file)
 
 
 def is_built_in(use: str) -> bool:
@@ -177,6 +231,11 @@ def is_built_in(use: str) -> bool:
 def is_registered(use: str) -> bool:
     """Whether `use` was registered in this process (and is not one of this package's own)."""
     return use in _registered and not _registered[use].built_in
+
+
+def is_known_here(use: str) -> bool:
+    """Whether this process may build it by itself: this package's own, and async ones that are registered."""
+    return use in BUILT_IN or (use in _registered and _registered[use].runs == "async")
 
 
 def names() -> list[str]:
@@ -297,12 +356,14 @@ def _pick(value: Any, name: str, origin: str, file: str | None) -> Definition:
         name=name,
         target=value,
         version=_content_version(file),
-        runs="worker",
+        runs="async" if is_async(value) else "worker",
         check_reference=None,
         strip_thinking=True,
         accepts_truncated=False,
         cache=True,
         warm=None,
+        timeout_s=None,
+        concurrency=CONCURRENCY,
         origin=origin,
     )
     _check_target(definition)

@@ -39,11 +39,23 @@ def exact(response: str, reference: str, ignore_case: bool = False) -> Verdict:
 
 _GAP = r"[ \t]{0,5}"  # bounded: several unbounded gaps in a row take cubic time on a run of spaces
 _ANSWER_IS = re.compile(
-    rf"(?:answer|option|choice)\b{_GAP}(?:is|:|=)?{_GAP}(?:option\b|choice\b|:)?{_GAP}[*_$]{{0,3}}{_GAP}"
-    rf"(?:\\text\{{)?\(?([A-Za-z])\)?(?![A-Za-z'])",
+    rf"(?:answer|option|choice)\b{_GAP}(?:is|:|=|(?:may|might|could|would|should|must) be)?{_GAP}"
+    rf"(?:option\b|choice\b|:)?{_GAP}[*_$\"'\u201c\u2018\[]{{0,3}}{_GAP}"
+    rf"(?:\\(?:text|textbf|mathrm|mathbf)\{{)?\(?([A-Za-z])\)?(?![A-Za-z]|['\u2019][a-z])",
     re.IGNORECASE,
 )
 _BOXED = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\(?([A-Za-z])\)?[ .:}]*")
+# "\textbf{(B) }7": the letter in brackets, and what the option says
+_BOXED_OPTION = re.compile(
+    r"(?:\\(?:text|textbf|mathrm|mathbf)\{)? *\(([A-Z])\)(?!.*(?<![A-Za-z])[A-Z](?![A-Za-z]))"
+)
+# A further letter right behind the one chosen ("B, C", "B. Or perhaps C"), unless a sentence begins with it
+_FURTHER = re.compile(
+    r"(?:[^A-Za-z0-9\n]{0,10}\b(?:or|and|possibly|maybe|perhaps|also|otherwise|alternatively|else|either|if not)\b){0,4}"
+    r"[^A-Za-z0-9\n]{1,10}([A-Z])(?![A-Za-z]|['\u2019][a-z]|[)*_.]{0,4} (?:is|was|are|has|does|would|can|cannot|could)\b)",
+    re.IGNORECASE,
+)
+_QUESTION = re.compile(r"[)*_}$\"'\u201d\u2019. ]{0,5}\?")
 _ALONE = re.compile(r"[*_(]{0,4}([A-Za-z])[.):*_]{0,4}")
 _LEADING = re.compile(r"[*_]{0,4}\(?([A-Z])(?:\)|[.:](?=\s))")
 
@@ -53,7 +65,7 @@ def check_letter(reference: Any) -> None:
         raise BadReference(f"the reference must be one letter such as B or (B), got {reference!r}")
 
 
-@verifier("choice", runs="inline", check_reference=check_letter)
+@verifier("choice", version="2", runs="inline", check_reference=check_letter)
 def choice(response: str, reference: str) -> Verdict:
     """The letter of a multiple-choice answer: the last \\boxed{B}, "the answer is (B)", or a last line "B".
 
@@ -64,20 +76,30 @@ def choice(response: str, reference: str) -> Verdict:
     found, rest = _chosen(answer_part(response))
     if found is None:
         return incorrect("no letter found")
-    several = re.match(r"[^A-Za-z\n]*\b(?:or|and|/|,)\s*\(?([A-Z])\b", rest)
-    if several is not None and several.group(1) != found:
-        return incorrect("several letters", f"{found} {several.group(0).strip()}")
+    if (several := _further(rest, found)) is not None:
+        return incorrect("several letters", f"{found} {several}")
     return correct(extracted=found) if found == wanted else incorrect(f"chose {found}", found)
+
+
+def _further(rest: str, found: str) -> str | None:
+    """Another letter that stands right behind the one found, and what joins the two."""
+    match = _FURTHER.match(rest)
+    if match is None or not match.group(1).isupper() or match.group(1) == found:
+        return None
+    word = match.group(1) in "AI" and re.match(r" [a-z]", rest[match.end() :])  # "B. A triangle has"
+    return None if word else match.group(0).strip()
 
 
 def _chosen(response: str) -> tuple[str | None, str]:
     """The letter a response settles on and the text after it."""
     boxes = last_boxes(response)
     if boxes is not None:
-        boxed = _BOXED.fullmatch(boxes[0].strip()) if len(boxes) == 1 else None
+        box = boxes[0].strip() if len(boxes) == 1 else ""
+        boxed = _BOXED.fullmatch(box) or _BOXED_OPTION.match(box)
         return (boxed.group(1).upper() if boxed else None), ""
     stated = list(_ANSWER_IS.finditer(response))
     # "the answer is a ..." is an article, "the answer is A" a letter
+    stated = [m for m in stated if not _QUESTION.match(response, m.end())]
     stated = [m for m in stated if m.group(1).isupper() or not response[m.end() : m.end() + 2].strip(" .")]
     if stated:
         return stated[-1].group(1).upper(), response[stated[-1].end(1) :]

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from verifiers import protocol
@@ -51,8 +52,11 @@ def silence() -> None:
 
 
 class Worker:
-    def __init__(self, connection: socket.socket, base_dir: str | None) -> None:
+    def __init__(
+        self, connection: socket.socket, base_dir: str | None, kind: str = "worker", tier: str = ""
+    ) -> None:
         self._connection = connection
+        self._kind, self._tier = kind, tier
         self._base_dir = base_dir
         self._specs: dict[str, Any] = {}
         self._verifiers: dict[str, Verifier | Verdict] = {}
@@ -80,23 +84,32 @@ class Worker:
             self._events.append(["load", index, time.monotonic()])
             self.send()
             found = self._verifiers[spec_id] = self._load(spec_id)
+            if not isinstance(found, Verdict):
+                self._events.append(["loaded", index, found.layout.to_json()])
+        if not isinstance(found, Verdict) and found.layout.runs not in ("inline", self._kind):
+            self._events.append(["moved", index])
+            return
         self._events.append(["start", index, time.monotonic()])
         self.send()
-        if isinstance(found, Verdict):
-            verdict, cache = found, False
-        else:
-            verdict, cache = _judge(found, fields), found.cache
-        self._events.append(["done", index, verdict.to_json(), cache])
+        verdict = found if isinstance(found, Verdict) else _judge(found, fields)
+        if self._tier and not verdict.tier:
+            verdict = replace(verdict, tier=self._tier)
+        self._events.append(["done", index, verdict.to_json()])
 
     def _load(self, spec_id: str) -> Verifier | Verdict:
         try:
             built = build(self._specs[spec_id], self._base_dir)
-            built.warm()
+            if built.layout.runs in ("inline", self._kind):
+                built.warm()
             return built
         except VerifierError as fault:
-            return error(str(fault))
+            return error(f"{fault}{self._hint()}")
         except BaseException as fault:
-            return error(f"the verifier does not load: {type(fault).__name__}: {fault}")
+            return error(f"the verifier does not load: {type(fault).__name__}: {fault}{self._hint()}")
+
+    def _hint(self) -> str:
+        """Root's own files are not readable for the user that a sandboxed worker becomes."""
+        return f" (in the {self._tier} sandbox, which sees what other users may read)" if self._tier else ""
 
 
 def _judge(found: Verifier, fields: list[Any]) -> Verdict:
@@ -118,14 +131,17 @@ def _judge(found: Verifier, fields: list[Any]) -> Verdict:
 
 def main(argument: str) -> None:
     settings = json.loads(argument)
-    die_with_parent(settings["parent"])
+    if settings["parent"]:  # a confined one ends with its supervisor
+        die_with_parent(settings["parent"])
     connection = socket.socket(fileno=settings["fd"])
     connection.set_inheritable(False)
     limit_memory(settings["memory_mb"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     sys.path.extend(path for path in settings["path"] if path not in sys.path)
     silence()
-    Worker(connection, settings["base_dir"]).serve()
+    Worker(
+        connection, settings["base_dir"], "sandbox" if settings["tier"] else "worker", settings["tier"]
+    ).serve()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python recipes/word_problems/prepare.py --data FOLDER --out runs/data/word_problems
 
 Each problem's numbers are searched for the shortest equation that gives its answer ("7+2=9"): that is the worked
-completion. The SHA-256 of a problem's text says which one part it is in (base 60 %, prompts 20 %, validation 6 %,
+completion. Half of the base rows have the bare answer instead, and most of the sft rows, as published answers are bare:
+SFT teaches to answer at once, and RLVR may find that working it out pays. drills.jsonl has sums without words, for the base alone. The SHA-256 of a problem's text says which one part it is in (base 60 %, prompts 20 %, validation 6 %,
 test 14 %), so no part ever sees another's text. Only the base and prompts parts are multiplied, by drawing other
 numbers for the same words; validation and test stay as they were published.
 """
@@ -171,6 +172,23 @@ def variants(item: Problem, count: int, rng: random.Random) -> Iterator[tuple[st
         yield "".join(pieces) + item.text[end:], equation.worked(drawn), show(answer)
 
 
+def drills(count: int, rng: random.Random) -> Iterator[dict]:
+    """Sums of one to three digits: every operation that comes out whole, products and quotients by small numbers."""
+    for _ in range(count):
+        size = rng.choice((9, 99, 99, 999))
+        a, b = rng.randint(1, size), rng.randint(1, size)
+        operation = rng.choice("+-*/")
+        if operation == "-":
+            a, b = max(a, b), min(a, b)
+        elif operation == "*":
+            a, b = rng.sample((rng.randint(1, 99), rng.randint(2, 12)), 2)
+        elif operation == "/":
+            b = rng.randint(2, 12)
+            a = b * rng.randint(1, 99)
+        result = {"+": a + b, "-": a - b, "*": a * b, "/": Fraction(a, b)}[operation]
+        yield {"prompt": f"{a}{operation}{b}", "completion": f"{a}{operation}{b}={result}"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -179,6 +197,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base-variants", type=int, default=30, help="of each problem of the base part")
     parser.add_argument("--prompt-variants", type=int, default=2, help="of each problem of the prompts part")
+    parser.add_argument(
+        "--base-bare", type=float, default=0.5, help="share of base rows with the answer alone"
+    )
+    parser.add_argument(
+        "--sft-bare", type=float, default=0.85, help="share of sft rows with the answer alone"
+    )
+    parser.add_argument("--drills", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
@@ -190,24 +215,32 @@ def main() -> None:
         seen.add(item.text)
         part = part_of(item.text)
         count = {"base": args.base_variants, "prompts": args.prompt_variants}.get(part, 0)
-        for number, (text, completion, answer) in enumerate(variants(item, count, rng)):
+        for number, (text, worked, answer) in enumerate(variants(item, count, rng)):
+            bare = part == "base" and rng.random() < args.base_bare
             parts[part].append(
                 {
                     "prompt": text,
-                    "completion": completion,
+                    "completion": answer if bare else worked,
                     "reference": answer,
                     "source": item.source,
                     "variant": number,
+                    "worked": worked,
                 }
             )
-    parts["sft"] = [row for row in parts["base"] if row["variant"] == 0]
+    parts["sft"] = [
+        {**row, "completion": row["reference"] if rng.random() < args.sft_bare else row["worked"]}
+        for row in parts["base"]
+        if row["variant"] == 0
+    ]
+    parts["drills"] = list(drills(args.drills, rng))
     args.out.mkdir(parents=True, exist_ok=True)
     for part, made in parts.items():
         rng.shuffle(made)
         temporary = args.out / f".{part}.tmp"
         temporary.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
         temporary.rename(args.out / f"{part}.jsonl")
-        print(f"{part}: {len(made)} rows {dict(Counter(row['source'] for row in made))}")
+        sources = Counter(row["source"] for row in made if "source" in row)
+        print(f"{part}: {len(made)} rows {dict(sources) or ''}")
 
 
 if __name__ == "__main__":

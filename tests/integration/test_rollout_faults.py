@@ -179,6 +179,21 @@ def test_model_without_weights_fails_at_once_with_the_log(tiny_dir, tmp_path, se
     assert not Path(server.state.push_dir).exists()
 
 
+def test_first_start_that_was_killed_is_tried_again(tiny_dir, tmp_path, server_settings):
+    server = RolloutServer(server_settings(), tiny_dir, tmp_path / "run", tmp_path / "log.txt")
+    with server:
+        deadline = time.monotonic() + 60
+        while not group_members(server.state.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(1.0)
+        os.kill(api_server_of(server), signal.SIGKILL)
+        server.wait_ready()
+        assert server.state.generation == 2
+        with RolloutClient(tmp_path / "run") as client:
+            assert len(client.generate(PROMPTS[:2], Sampling(1, 1.0, 4, 0))) == 2
+
+
 OWNER = """
 import sys, time
 from pathlib import Path

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,13 @@ from tulu_lite.errors import ServerError, TuluLiteError
 from tulu_lite.records import Prompt
 from tulu_lite.rollout import weights
 from tulu_lite.rollout.client import RolloutClient, Sampling
+from tulu_lite.rollout.routes.feed import Feed
+from tulu_lite.rollout.routes.files import _Bucket
 from tulu_lite.rollout.weights import NeedsRestart, load_checkpoint, push_weights, serve_model
 
 PROMPTS = [Prompt(f"p{i}", "", tuple(range(3 + i, 10 + 2 * i)), "test") for i in range(6)]
 GREEDY = Sampling(1, 0.0, 12, 0)
+CHECKED = 24  # 15 parameters (qkv and gate_up are fused) and 9 buffers: the rope table, four scales a layer
 
 
 @torch.no_grad()
@@ -56,6 +61,32 @@ def rounded(model: LlamaForCausalLM) -> LlamaForCausalLM:
     return model
 
 
+def test_full_shared_memory_is_left_for_the_disk(client, model, rollout_server, monkeypatch):
+    write = _Bucket._write
+
+    def full(bucket, tensor):
+        if str(bucket._path).startswith("/dev/shm") and bucket.size > 20_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(bucket, tensor)
+
+    monkeypatch.setattr(_Bucket, "_write", full)
+    other = changed(model, 60)
+    push_weights(client, other.named_parameters(), 60)
+    assert_greedy_equal(client, other, 60)
+    spilled = rollout_server.folder / "pushed"
+    assert len(list(spilled.glob("*/*.safetensors"))) == 1
+    os.kill(rollout_server.state.pid, signal.SIGKILL)  # a new server finds them there
+    generation = rollout_server.state.generation
+    deadline = time.monotonic() + 60
+    while rollout_server.state.generation == generation or rollout_server.state.state != "ready":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert_greedy_equal(client, other, 60)
+    monkeypatch.undo()
+    push_weights(client, model.named_parameters(), 61)
+    assert not list(spilled.glob("*"))
+
+
 @pytest.fixture
 def model(client: RolloutClient, tiny_dir: Path) -> LlamaForCausalLM:
     """The model the server was started on, loaded there and here."""
@@ -69,10 +100,10 @@ def test_greedy_equals_transformers_before_and_after_pushes(client, model, rollo
     for version in (1, 2):
         model = changed(model, version)
         report = push_weights(client, model.named_parameters(), version)
-        assert (report.tensors, report.checked, report.unchecked) == (21, 15, ())
+        assert (report.tensors, report.checked, report.unchecked) == (21, CHECKED, ())
         assert_greedy_equal(client, model, version)
     tiny_step = changed(model, 3, size=1e-6)  # one small optimiser step must arrive as well
-    assert push_weights(client, tiny_step.named_parameters(), 3).checked == 15
+    assert push_weights(client, tiny_step.named_parameters(), 3).checked == CHECKED
     assert_greedy_equal(client, tiny_step, 3)
     assert rollout_server.state.generation == generation
 
@@ -95,7 +126,7 @@ def test_checkpoint_in_bfloat16_and_in_shards_loads_into_a_float32_server(client
     copy.deepcopy(other).bfloat16().save_pretrained(tmp_path / "bf16", max_shard_size="40KB")
     assert len(list((tmp_path / "bf16").glob("*.safetensors"))) > 1
     report = load_checkpoint(client, tmp_path / "bf16", 7)
-    assert (report.tensors, report.checked) == (21, 15)
+    assert (report.tensors, report.checked) == (21, CHECKED)
     assert_greedy_equal(client, other, 7)
 
 
@@ -161,6 +192,38 @@ def test_a_restart_between_an_update_and_its_record_loses_nothing(client, model,
     push_weights(client, other.named_parameters(), 25)
     assert client.state().weight_version == 25
     assert_greedy_equal(client, other, 25)
+
+
+@pytest.mark.parametrize("mode", ["wait", "keep", "abort"])
+def test_each_token_is_of_the_weights_whose_version_it_carries(
+    client, model, rollout_server, monkeypatch, mode
+):
+    """Four updates while 48 long responses are sampled: each token's log-probability is that of its version's model."""
+    monkeypatch.setattr(weights, "Feed", lambda control, version, _: Feed(control, version, mode))
+    generation = rollout_server.state.generation
+    models = {0: model}
+    prompts = [Prompt(f"p{i}", "", tuple(range(3 + i, 12 + i)), "test") for i in range(12)]
+    with ThreadPoolExecutor(1) as background:
+        task = background.submit(client.generate, prompts, Sampling(4, 1.0, 400, 17))
+        for version in range(1, 5):
+            time.sleep(0.25)
+            models[version] = changed(models[version - 1], 50 + version)
+            push_weights(client, list(models[version].named_parameters()), version)
+        groups = task.result()
+    seen = set()
+    for group in groups:
+        assert len(group.rollouts) == 4
+        for rollout in group.rollouts:
+            versions = torch.tensor(rollout.weight_versions)
+            assert versions.tolist() == sorted(versions.tolist())
+            for version in versions.unique().tolist():
+                log_p = logprobs_of(models[version], group.prompt, rollout.token_ids)
+                want = log_p.gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+                apart = (want - torch.tensor(rollout.logprobs)).abs()[versions == version]
+                assert apart.max() < 1e-4, (mode, version)
+            seen.add(len(versions.unique()))
+    assert max(seen) > 1 if mode == "keep" else seen == {1}
+    assert rollout_server.state.generation == generation
 
 
 def test_pushed_files_are_removed_when_superseded(client, model, rollout_server):

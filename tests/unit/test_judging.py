@@ -85,6 +85,40 @@ def test_specs_by_name_by_registry_and_as_json() -> None:
     assert verifier_spec(own, '{"all_of": ["number"]}') == {"all_of": ["number"]}
 
 
+def test_the_source_of_a_row_chooses_its_verifier_and_a_scale_reaches_the_reward() -> None:
+    by_source = {"rows": {"scale": "number", "by": 10}, "style": "no_commas"}
+    with judging(recipe(verifiers={"mixed": {"choose": by_source}}), 0.0) as judge:
+        judged = judge([group("1", "so 3.", "4", verifier="mixed")])
+    assert judged[0].scores == [1.0, 0.0]
+    right = judged[0].rollouts[0].verdict
+    assert right is not None
+    assert right.reward == 10.0
+    check_references(
+        recipe(verifiers={"mixed": {"choose": by_source}}), [prompt("1", verifier="mixed")], "rl"
+    )
+    with pytest.raises(TuluLiteError, match="no verifier for source 'rows'"):
+        check_references(
+            recipe(verifiers={"mixed": {"choose": {"other": "number"}}}),
+            [prompt("1", verifier="mixed")],
+            "rl",
+        )
+
+
+def test_a_recipe_demands_a_sandbox_tier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "asks.py").write_text(
+        "from verifiers.demand import demanded\n"
+        "def asks(response):\n    return 1.0, f'{demanded().tier} {demanded().allow_weak}'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    fields = {"verifier_sandbox": "namespaces", "verifier_allow_weak_sandbox": True}
+    with judging(recipe(verifiers={"asks": "asks.py:asks"}, **fields), 0.0) as judge:
+        verdict = judge([group("1", "x", verifier="asks")])[0].rollouts[0].verdict
+    assert verdict is not None
+    assert verdict.reason == "namespaces True"
+    with pytest.raises(ValueError, match="verifier_sandbox"):
+        recipe(verifier_sandbox="docker")
+
+
 def test_a_reference_that_cannot_be_used_names_stage_row_and_verifier() -> None:
     check_references(recipe(), [prompt("1")], "stage rl, data")
     with pytest.raises(TuluLiteError) as caught:

@@ -64,3 +64,16 @@ def test_seeds_that_differ_widen_the_interval() -> None:
 def test_a_difference_needs_the_same_prompts() -> None:
     with pytest.raises(ValueError, match="the same prompts"):
         difference([[1.0]], [[1.0, 0.0]])
+
+
+def test_all_right_is_not_certainty() -> None:
+    """Resampling 72 right answers gives 72 right answers; the interval must still be Wilson's: 1 / (1 + z²/72)."""
+    low = 72 / (72 + 1.959963985**2)
+    for estimate in (seeds_mean([[1.0] * 72] * 2), mean([1.0] * 72)):
+        assert (estimate.value, estimate.high, estimate.n) == (1.0, 1.0, 72)
+        assert estimate.low == pytest.approx(low)
+    assert mean([0.0] * 72).high == pytest.approx(1 - low)
+    gain = difference([[1.0] * 72] * 2, [[0.0] * 72])
+    assert (gain.value, gain.high) == (1.0, 1.0)
+    assert gain.low == pytest.approx(1 - math.sqrt(2) * (1 - low))
+    assert mean([0.5] * 8).low == 0.5  # no share of right and wrong

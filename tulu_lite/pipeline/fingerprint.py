@@ -75,8 +75,8 @@ def model_hash(model: str, revision: str | None, ledger: Ledger) -> str:
 def verifier_files(spec: Any) -> list[Path]:
     """The users' own Python files that a verifier spec names."""
     if isinstance(spec, str):
-        file, colon, _ = spec.rpartition(":")
-        return [Path(file)] if colon and file.endswith(".py") else []
+        file = spec if spec.endswith(".py") else spec.rpartition(":")[0]
+        return [Path(file)] if file.endswith(".py") else []
     if isinstance(spec, list):
         return [path for item in spec for path in verifier_files(item)]
     if isinstance(spec, dict):

@@ -12,15 +12,20 @@ from ..recipe import Recipe
 
 def local_model(recipe: Recipe) -> Path:
     """The folder of the recipe's model; a hub model is downloaded (once) first."""
-    if Path(recipe.model).is_absolute():
-        return Path(recipe.model)
+    return hub_or_local(recipe.model, recipe.revision)
+
+
+def hub_or_local(model: str, revision: str | None) -> Path:
+    """The folder of a model; one from the hub is downloaded (once) first."""
+    if Path(model).is_absolute():
+        return Path(model)
     from huggingface_hub import snapshot_download
 
     try:
         patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-        return Path(snapshot_download(recipe.model, revision=recipe.revision, allow_patterns=patterns))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub raises errors of many kinds: no network, no such model, no access
-        raise _not_from_hub(recipe, error) from None
+        raise _not_from_hub(model, error) from None
 
 
 def model_config(recipe: Recipe) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def model_config(recipe: Recipe) -> dict[str, Any]:
         try:
             file = Path(hf_hub_download(recipe.model, "config.json", revision=recipe.revision))
         except Exception as error:  # as above
-            raise _not_from_hub(recipe, error) from None
+            raise _not_from_hub(recipe.model, error) from None
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -42,8 +47,8 @@ def model_config(recipe: Recipe) -> dict[str, Any]:
         ) from None
 
 
-def _not_from_hub(recipe: Recipe, error: Exception) -> TuluLiteError:
+def _not_from_hub(model: str, error: Exception) -> TuluLiteError:
     return TuluLiteError(
-        f"cannot download the model {recipe.model} from the hub: {str(error).splitlines()[0]}",
+        f"cannot download the model {model} from the hub: {str(error).splitlines()[0]}",
         cure="check the id, your network and access token; or download it elsewhere and set `model` to the folder",
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe import Recipe
+from .judges import announce
 from .ledger import Ledger
 from .sizes import Size, StepSizes
 from .steps import Step, expand
@@ -28,6 +29,7 @@ def make_plan(recipe: Recipe, *, sizes: bool = True) -> list[PlannedStep]:
     With sizes, the data of every step that is not done is read and checked (fields, references, lengths), so that
     a mistake in the last stage's data shows before the first stage starts. Raises TuluLiteError.
     """
+    announce(recipe)
     ledger = Ledger(Path(recipe.output))
     steps = expand(recipe, ledger)
     measure = StepSizes(recipe, ledger)

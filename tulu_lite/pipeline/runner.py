@@ -14,13 +14,20 @@ from typing import Any
 from .. import __version__
 from ..errors import ServerError, TuluLiteError
 from ..files import read_json, write_atomic, write_json
-from ..recipe import Recipe, RlvrStage, dump_recipe
+from ..recipe import Recipe, RlvrStage, dump_recipe, serving
+from ..recipe.placement import Placement, visible
+from ..rollout.client import RolloutClient
+from ..rollout.fleet import RolloutFleet, open_servers
+from ..rollout.generation import check_port
 from ..rollout.process import die_with_parent, start_time
 from ..rollout.server import RolloutServer
+from ..rollout.sleeping import put_to_sleep
 from .command import shown, step_command
+from .judges import Judges
 from .ledger import Ledger
 from .lock import exclusive
 from .models import local_model
+from .placing import placement
 from .plan import PlannedStep, make_plan
 from .protocol import RUN_VARIABLE, SERVER_VARIABLE
 from .select import choose_seed
@@ -75,11 +82,22 @@ class Runner:
 
     def __init__(self, recipe: Recipe, recipe_file: Path, ledger: Ledger, display: Display) -> None:
         self.recipe, self.recipe_file, self.ledger, self.display = recipe, recipe_file, ledger, display
-        self.server: RolloutServer | None = None
+        self.server: RolloutServer | RolloutFleet | None = None
+        self.judges = Judges(recipe)
         self.steps: dict[str, Step] = {}
+        self.placement = Placement()
 
     def do(self, plan: list[PlannedStep]) -> None:
         self.steps = {planned.step.id: planned.step for planned in plan}
+        settings = self.recipe.server
+        self.placement = placement(self.recipe, [planned.step for planned in plan if not planned.step.done])
+        if (
+            settings.port
+            and not settings.urls
+            and any(planned.step.samples and not planned.step.done for planned in plan)
+        ):
+            for number in range(settings.replicas):  # hours before the first step that needs it
+                check_port(settings.host, settings.port + number)
         for number, planned in enumerate(plan, 1):
             step = planned.step
             if step.done:
@@ -110,19 +128,29 @@ class Runner:
 
     def _keep_server(self, later: list[Step], step: Step) -> None:
         """Have the server running when the step samples; start it beside the step before the first that does."""
-        soon = later[:2]
+        soon = later[:1] if self.placement.colocated else later[:2]  # or it would take what training needs
         if self.server is None and any(other.samples for other in soon):
             model = step.model if step.samples and step.model != "base" else None
             folder = Path(model_path(self.steps, self.recipe, model)) if model else local_model(self.recipe)
             server_dir = Path(self.recipe.output) / "server"
-            self.server = RolloutServer(self.recipe.server, folder, server_dir, server_dir / "log.txt")
+            self.server = open_servers(serving(self.recipe), folder, server_dir, server_dir / "log.txt")
             self.server.start()
+        if any(other.samples for other in soon):
+            self.judges.start()
         if step.samples and self.server is not None:
             if self.server.state.state != "ready":
                 self.display.waiting("waiting for the rollout server")
             self.server.wait_ready()
+            if self.judges.state_text():
+                self.display.waiting("waiting for the judges")
+            self.judges.wait_ready()
         if self.server is not None and not any(other.samples for other in later):
             self.close()  # nothing samples any more: give its memory and cores back
+        if self.server is not None and self.placement.colocated and step.trains and not step.samples:
+            with RolloutClient(
+                self.server.state_file
+            ) as client:  # a step that samples wakes it and lets it sleep
+                put_to_sleep(client, self.recipe.server.sleep_level)
 
     def _process(self, number: int, total: int, step: Step) -> None:
         command = step_command(step, self.recipe, self.recipe_file)
@@ -147,7 +175,8 @@ class Runner:
             while process.poll() is None:
                 self.display.progress(read_json(step.folder / "progress.json"))
                 if self.server is not None:
-                    self.display.server(self.server.state_text())
+                    troubled = self.judges.state_text()
+                    self.display.server(self.server.state_text() + (f"; {troubled}" if troubled else ""))
                 time.sleep(0.25)
         finally:
             _end_group(process)
@@ -169,6 +198,8 @@ class Runner:
             "DO_NOT_TRACK": "1",
             RUN_VARIABLE: f"{os.getpid()}:{start_time(os.getpid())}",
         }
+        if self.placement.training and not self.placement.colocated:
+            environment["CUDA_VISIBLE_DEVICES"] = visible(self.placement.training, os.environ)
         if self.server is not None:
             environment[SERVER_VARIABLE] = str(self.server.state_file)
         return environment
@@ -204,6 +235,7 @@ class Runner:
         )
 
     def close(self) -> None:
+        self.judges.stop()
         if self.server is not None:
             self.server.stop()
             self.server = None

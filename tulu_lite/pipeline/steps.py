@@ -174,6 +174,11 @@ class _Expansion:
             files = verifier_files([*self.recipe.verifiers.values(), *self._source_verifiers(stage)])
             plain["verifier_files"] = {path.name: file_hash(path, self.ledger) for path in files}
             plain["server_dtype"] = self.recipe.server.dtype
+            if self.recipe.judges:
+                plain["judges"] = {
+                    name: model_hash(judge.model, judge.revision, self.ledger)
+                    for name, judge in self.recipe.judges.items()
+                }
         return plain
 
     def _source_verifiers(self, stage: AnyStage) -> list[Any]:

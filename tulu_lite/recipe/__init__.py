@@ -5,6 +5,7 @@ from .data import DataSource
 from .load import RecipeError, dump_recipe, load_recipe, recipe_schema
 from .recipe import BASE, Recipe
 from .server import ServerSettings
+from .serving import serving
 from .stages import AnyStage, DpoStage, EvaluateStage, PreferencesStage, RlvrStage, SftStage
 from .training import AccelerateSettings, LoraSettings, TrainingSettings
 
@@ -27,4 +28,5 @@ __all__ = [
     "identity",
     "load_recipe",
     "recipe_schema",
+    "serving",
 ]

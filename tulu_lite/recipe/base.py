@@ -23,6 +23,14 @@ def Incidental(default: Any = ..., **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"incidental": True}, **constraints)
 
 
+def Later(default: Any, **constraints: Any) -> Any:
+    """A field that came after results were first kept. Its default is what was done before there was a choice.
+
+    At its default it stays out of the step's key, so that what is done already need not be done again.
+    """
+    return Field(default, json_schema_extra={"later": True}, **constraints)
+
+
 def _number_in_yaml(value: Any) -> Any:
     """YAML 1.1 reads 5e-6 (no dot) as a string; a person who wrote it meant a number."""
     if isinstance(value, str):
@@ -37,11 +45,14 @@ Number = Annotated[float, BeforeValidator(_number_in_yaml)]
 
 
 def identity(settings: BaseModel) -> dict[str, Any]:
-    """What of the settings decides a step's result: all fields but the incidental ones, as plain JSON data."""
+    """What of the settings decides a step's result: all fields but the incidental ones, and the
+    later ones at their defaults, as plain JSON data."""
     plain: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get("incidental"):
+            continue
+        if isinstance(extra, dict) and extra.get("later") and getattr(settings, name) == field.default:
             continue
         plain[name] = _plain(getattr(settings, name))
     return plain

@@ -186,6 +186,13 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
             data[field] = _absolute(data[field], folder)
     if isinstance(data.get("model"), str) and _is_local_model(data["model"], folder):
         data["model"] = _absolute(data["model"], folder)
+    for judge in data["judges"].values() if isinstance(data.get("judges"), dict) else ():
+        if (
+            isinstance(judge, dict)
+            and isinstance(judge.get("model"), str)
+            and _is_local_model(judge["model"], folder)
+        ):
+            judge["model"] = _absolute(judge["model"], folder)
     template = data.get("chat_template")
     if isinstance(template, str) and template.endswith(".jinja"):
         data["chat_template"] = _absolute(template, folder)
@@ -221,8 +228,10 @@ def _resolve_sources(value: Any, folder: Path) -> Any:
 
 
 def _resolve_verifier(spec: Any, folder: Path) -> Any:
-    """path/to/file.py:name inside a verifier spec, made absolute."""
+    """path/to/file.py or path/to/file.py:name inside a verifier spec, made absolute."""
     if isinstance(spec, str):
+        if spec.endswith(".py"):
+            return _absolute(spec, folder)
         file, colon, name = spec.rpartition(":")
         return f"{_absolute(file, folder)}:{name}" if colon and file.endswith(".py") else spec
     if isinstance(spec, list):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from .base import Incidental, Settings
+from .judges import JudgeSettings
 from .server import ServerSettings
 from .stages import AnyStage, DpoStage, EvaluateStage, PreferencesStage, RlvrStage, SftStage
 from .training import AccelerateSettings
@@ -34,13 +35,25 @@ class Recipe(Settings):
     """How conversations become text: `model` (the tokenizer's own), `tulu`, `chatml`, or a .jinja file."""
     verifiers: dict[str, Any] = Field(default_factory=dict)
     """Verifiers of this recipe's own, by name: a registered name, path/to/file.py:function, {use: ..., args: ...} or
-    a composition ({all_of: [...]}, {weighted: [...]}, {gate: [...]})."""
+    a composition ({all_of: [...]}, {weighted: [...]}, {gate: [...]}, {scale: ..., by: 10}, {choose: {...}, by: source}).
+    A judge model is one too: {use: judge_reference, args: {base_url: "http://127.0.0.1:8000/v1", model: ...}}."""
     verifier_workers: int = Incidental(2, ge=1, le=256)
     """Processes that judge responses."""
     verifier_timeout_s: float = Field(5.0, gt=0, le=3600)
-    """Seconds one judgement may take; past it the verdict is an error, never a score."""
+    """Seconds one judgement may take, where its verifier names no deadline of its own; past it the verdict is an
+    error, never a score."""
+    verifier_sandbox: Literal["bubblewrap", "namespaces", "landlock", "limits"] | None = Incidental(None)
+    """The least isolation that programs written by the model may run in, strongest first: a machine that does not give
+    it stops the run. null: the strongest that the machine gives, but never resource limits alone."""
+    verifier_allow_weak_sandbox: bool = Incidental(False)
+    """Consent to run such programs under resource limits alone where the machine gives nothing better."""
     server: ServerSettings = Incidental(default_factory=ServerSettings)
     """The vLLM server that all stages sample from."""
+    judges: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,40}$")], JudgeSettings] = Field(
+        default_factory=dict
+    )
+    """Models that judge responses, by name. They are served while steps judge; verifiers name them (`judge_reference`
+    and its kin, with `base_url: env:TULU_LITE_JUDGE_<NAME>` and `model: <name>`)."""
     accelerate: AccelerateSettings = Incidental(default_factory=AccelerateSettings)
     """How training processes are started."""
     stages: tuple[AnyStage, ...] = Field(min_length=1)

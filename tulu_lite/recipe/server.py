@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,7 +14,7 @@ from .base import Settings
 # Arguments of vLLM's own server that would take a promise of ours away.
 _OURS = {
     "model", "host", "port", "api_key", "dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization",
-    "tensor_parallel_size", "worker_extension_cls", "weight_transfer_config", "logprobs_mode", "served_model_name",
+    "tensor_parallel_size", "worker_extension_cls", "enable_lora", "max_loras", "max_lora_rank", "enable_sleep_mode", "weight_transfer_config", "logprobs_mode", "served_model_name",
 }  # fmt: skip
 
 
@@ -40,6 +41,28 @@ class ServerSettings(Settings):
     """Share of a GPU's memory that vLLM may take. Lower it when training shares the GPU."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs that one copy of the model is split over."""
+    replicas: int = Field(1, ge=1, le=64)
+    """Copies of the server on this machine, each with its own engine (data parallel). Requests go to the least loaded,
+    and those of one that died to the others. On a CPU each takes `threads` cores, on GPUs `tensor_parallel` devices."""
+    devices: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, min_length=1)
+    """GPUs of the server alone, as many as its copies need (`replicas` times `tensor_parallel`), counted from 0 among the
+    visible ones. Training gets the others. By default vLLM takes the first it sees."""
+    colocate: bool = False
+    """Server and training use the same GPUs in turns: the server sleeps while a stage trains. Lower
+    `gpu_memory_utilization` to what training leaves: its weights and optimiser stay there while the server samples."""
+    sleep_level: Literal[1, 2] = 1
+    """What a sleeping server keeps. 1: its weights, in main memory. 2: nothing; the next push brings weights again."""
+    urls: tuple[str, ...] = ()
+    """Servers that somebody else started (http://host:port), used instead of our own: started by `tulu-lite serve`,
+    here or on another machine."""
+    shared_folder: str | None = None
+    """With `urls`: a folder that this machine and those of the servers see under the same path. Weights and adapters
+    reach the servers through it; without it they must be on this machine."""
+    max_loras: int | None = Field(None, ge=0, le=256)
+    """LoRA adapters that the responses of one batch may have. By default one more than the seeds of the recipe's rlvr
+    stages that train LoRA, or 0 where none does. 0: adapters are merged into the weights before they are pushed."""
+    max_lora_rank: int | None = Field(None, ge=1, le=512)
+    """The largest rank of an adapter. By default the largest that an rlvr stage of the recipe trains."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `vllm serve`, by name (`enable_prefix_caching: false`); they win over ours."""
     threads: int = Field(1, ge=1)
@@ -68,6 +91,24 @@ class ServerSettings(Settings):
                 f"server.host: {self.host} can be reached from other machines, and whoever reaches the server can "
                 "replace its weights; set `server.api_key_env` to the name of an environment variable with a key"
             )
+        if self.urls and self.replicas > 1:
+            raise ValueError(
+                "server.replicas: with server.urls the servers are those listed, and none is started here; leave it out"
+            )
+        if self.devices is not None and len(set(self.devices)) != len(self.devices):
+            raise ValueError(f"server.devices: {list(self.devices)} names a GPU twice")
+        if self.colocate and self.devices is not None:
+            raise ValueError(
+                "server.colocate shares all GPUs with training, server.devices sets some aside; give one of the two"
+            )
+        if self.urls and (self.colocate or self.devices is not None):
+            raise ValueError(
+                "server.urls: the servers are somebody else's, and so are their GPUs; leave out "
+                + ("colocate" if self.colocate else "devices")
+            )
+        for url in self.urls:
+            if not re.fullmatch(r"http://[^/\s]+(:\d+)?/?", url):
+                raise ValueError(f"server.urls: {url!r} is not of the form http://host:port")
         for name in self.engine_args:
             if name.replace("-", "_") in _OURS:
                 raise ValueError(

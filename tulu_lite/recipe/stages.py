@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .base import Incidental, Number, Settings
+from .base import Incidental, Later, Number, Settings
 from .data import DataSource
 from .training import TrainingSettings
 
@@ -31,6 +31,9 @@ class Stage(Settings):
     """How other stages and the command line refer to this stage: lower case, digits, - and _."""
 
 
+_BENDING = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
 class SamplingSettings(Settings):
     """How responses are drawn from the policy."""
 
@@ -38,6 +41,47 @@ class SamplingSettings(Settings):
     """Softmax temperature. The log-probabilities kept are those at this temperature."""
     max_tokens: int = Field(ge=1)
     """Response budget in tokens; a response that reaches it is cut and counts as unfinished."""
+
+
+class TrainingSamplingSettings(SamplingSettings):
+    """How responses are drawn that are learnt from: by temperature alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_logprobs(cls, given: Any) -> Any:
+        bending = [name for name in _BENDING if isinstance(given, dict) and name in given]
+        if bending:
+            raise ValueError(
+                f"{bending[0]} cannot be used here: what is sampled would not come from softmax(logits / temperature), "
+                "which is what training computes the log-probabilities of; leave it out (evaluate and preferences stages "
+                "can use it)"
+            )
+        return given
+
+
+class FreeSampling(Settings):
+    """What may bend or cut the distribution where nothing is learnt from its log-probabilities."""
+
+    top_p: Number = Later(1.0, gt=0, le=1)
+    """Nucleus sampling: only the likeliest tokens that together have this probability; 1: all."""
+    top_k: int = Later(0, ge=0)
+    """Only this many of the likeliest tokens; 0: all."""
+    min_p: Number = Later(0.0, ge=0, le=1)
+    """Only tokens at least this share as likely as the likeliest one; 0: all."""
+    repetition_penalty: Number = Later(1.0, gt=0, le=2)
+    """Logits of tokens that are in the prompt or were sampled are divided by this, or multiplied where negative; 1: none."""
+    presence_penalty: Number = Later(0.0, ge=-2, le=2)
+    """Subtracted from the logits of tokens that were sampled before."""
+    frequency_penalty: Number = Later(0.0, ge=-2, le=2)
+    """The same, once for each time."""
+
+    def bending(self) -> dict[str, Any]:
+        """The settings by name, for the sampler."""
+        return {name: getattr(self, name) for name in _BENDING}
+
+
+class PreferenceSamplingSettings(SamplingSettings, FreeSampling):
+    """How responses are drawn that are only compared with one another."""
 
 
 class SftStage(Stage, TrainingSettings):
@@ -72,8 +116,8 @@ class PreferencesStage(Stage):
     """Prompts with a verifier and a reference."""
     samples_per_prompt: int = Field(4, ge=2)
     """Responses drawn for each prompt."""
-    sampling: SamplingSettings
-    """Temperature and response budget."""
+    sampling: PreferenceSamplingSettings
+    """Temperature, response budget, and what cuts or bends the distribution."""
     pairs_per_prompt: int = Field(1, ge=1)
     """Pairs made from one prompt's responses at most; no response text is in two pairs as the same side."""
     rejected: Literal["random_lower", "lowest"] = "random_lower"
@@ -130,7 +174,7 @@ class RlvrStage(Stage, TrainingSettings):
     """Prompts of one step."""
     samples_per_prompt: int = Field(16, ge=2)
     """Responses of one prompt: the group."""
-    sampling: SamplingSettings
+    sampling: TrainingSamplingSettings
     """Temperature and response budget."""
     updates_per_step: int = Field(1, ge=1, le=16)
     """Optimiser steps made from one batch of responses, each over an equal share of its prompts."""
@@ -152,9 +196,12 @@ class RlvrStage(Stage, TrainingSettings):
     """Reward of a response that reached its budget with no end token; by default what the verifier says."""
     max_error_share: Number = Field(0.1, ge=0, le=1)
     """The stage stops when verifiers fail on more than this share of a step's responses."""
-    max_logprob_gap: Number = Field(0.1, gt=0)
+    max_logprob_gap: Annotated[Number, Field(gt=0)] | None = 0.1
     """The stage stops when the mean |log p_trainer - log p_sampler| of a fresh batch exceeds this: sampler and
-    trainer then no longer run the same model."""
+    trainer then no longer run the same model. Logged each step as logprob_gap_mean; null: logged, and no limit."""
+    preflight_logprob_gap: Annotated[Number, Field(gt=0)] | Literal["auto"] | None = Incidental("auto")
+    """The same figure, measured on the first batch before anything is trained: above this the stage stops and says
+    the likely cause. auto: 0.001 where server and trainer both compute in float32, else 0.05. null: no check."""
     validate_every_steps: int = Field(10, ge=1)
     """Steps between greedy validations; the last step is always validated."""
     select: Literal["last", "best"] = "last"
@@ -185,7 +232,7 @@ class RlvrStage(Stage, TrainingSettings):
         return self
 
 
-class EvaluateStage(Stage):
+class EvaluateStage(Stage, FreeSampling):
     """Accuracy of one or more models on held-out prompts: greedy, and pass@k from samples, with intervals.
     Each model's evaluation runs as soon as that model is there."""
 
@@ -199,7 +246,8 @@ class EvaluateStage(Stage):
     samples_per_prompt: int = Field(0, ge=0)
     """Responses sampled for each prompt, besides the greedy one, for sampled accuracy and pass@k; 0: none."""
     temperature: Number = Field(1.0, gt=0, le=10)
-    """Temperature of those samples."""
+    """Temperature of those samples, which top_p and the other settings that bend or cut the distribution go with. Of
+    these the penalties alone change the greedy response too."""
     pass_at: tuple[int, ...] = ()
     """The k of pass@k (Chen et al. 2021, arXiv:2107.03374, eq. 1), each at most samples_per_prompt."""
     max_error_share: Number = Field(0.1, ge=0, le=1)

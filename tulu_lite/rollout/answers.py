@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import ServerError
 from ..records import Rollout
+from .adapter_state import Adapter
 
 NO_LOGPROB = -9999.0  # what vLLM sends for a logprob that is NaN, -inf or missing
 
@@ -61,3 +64,21 @@ def weight_versions(spans: list[dict[str, Any]], length: int) -> tuple[int, ...]
     if len(versions) != length:
         raise ValueError(f"weight versions for {len(versions)} of {length} tokens")
     return tuple(versions)
+
+
+def at_version(rollouts: Sequence[Rollout], adapter: Adapter) -> list[Rollout]:
+    """Responses of an adapter, with the adapter's version as the weight version of each token.
+
+    The server tells the version of the model below it. Raises ServerError when that is not the one the adapter was
+    made for: it would be another policy.
+    """
+    below = {version for rollout in rollouts for version in rollout.weight_versions}
+    if below - {adapter.base_version}:
+        raise ServerError(
+            f"the rollout server's weights were replaced under the adapter {adapter.served_name}",
+            f"it was made for weight version {adapter.base_version} and was sampled on {sorted(below)}",
+            "load the adapter's own model before sampling from it; only one may be loaded while adapters are trained",
+        )
+    return [
+        replace(rollout, weight_versions=(adapter.version,) * len(rollout.token_ids)) for rollout in rollouts
+    ]

@@ -23,7 +23,7 @@ _INCIDENTAL = {
     "output_attentions", "output_hidden_states", "return_dict", "problem_type", "id2label", "label2id",
 }  # fmt: skip
 
-_DTYPES = {
+DTYPES = {
     "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32",
     "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
@@ -92,7 +92,7 @@ def write_safetensors(path: Path, tensors: Sequence[tuple[str, torch.Tensor]]) -
     offset = 0
     for name, tensor in tensors:
         end = offset + tensor.nbytes
-        dtype = _DTYPES[str(tensor.dtype).removeprefix("torch.")]
+        dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()

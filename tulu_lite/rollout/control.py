@@ -50,6 +50,10 @@ class Control:
         text = self._exchange(method, path, body, timeout_s)
         return json.loads(text) if text else None
 
+    def send(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> None:
+        """A call whose answer is no JSON and says nothing more. Raises NoAnswer or Refused."""
+        self._exchange(method, path, body, timeout_s)
+
     def _exchange(self, method: str, path: str, body: Any, timeout_s: float | None) -> bytes:
         timeout = self.timeout_s if timeout_s is None else timeout_s
         connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
@@ -97,13 +101,21 @@ class Control:
 
     def max_model_len(self) -> int:
         cards = self.call("GET", "/v1/models")["data"]
-        return int(next(card for card in cards if card["id"] == MODEL_NAME)["max_model_len"])
+        named = [card for card in cards if card["id"] == MODEL_NAME]
+        return int(
+            (named or cards)[0]["max_model_len"]
+        )  # one that somebody else started has names of its own
 
     def set_version(self, version: int) -> None:
         self.call("POST", "/update_weight_version", {"new_version": str(version)})
 
     def version(self) -> int:
         return int(self.call("GET", "/weight_info")["weight_version"])
+
+    def load_adapter(self, name: str, folder: str) -> None:
+        """Have the server read a LoRA adapter's files; again, if it did. Raises NoAnswer or Refused."""
+        body = {"lora_name": name, "lora_path": folder, "load_inplace": True}
+        self.send("POST", "/v1/load_lora_adapter", body)
 
     def load(self, files: Sequence[str], digest: str | None, version: int, mode: str) -> dict[str, Any]:
         """Replace the server's weights by those of safetensors files that it reads itself.
@@ -112,9 +124,24 @@ class Control:
         Returns what each worker says it loaded, merged: {digest, tensors, checked, unchecked}.
         Raises NoAnswer or Refused; after either the engine must be started again.
         """
+        self.begin_update(mode)
+        self.update({"files": list(files), "digest": digest})
+        return self.finish_update(version, digest)
+
+    def begin_update(self, mode: str) -> None:
+        """Pause, and have each worker make ready for weights. Raises NoAnswer or Refused, as the two that follow."""
         self.call("POST", f"/pause?mode={mode}&clear_cache=true")
         self.call("POST", "/start_weight_update")
-        self.call("POST", "/update_weights", {"update_info": {"files": list(files), "digest": digest}})
+
+    def update(self, info: dict[str, Any]) -> None:
+        """Some of an update's weights: what their route needs to say."""
+        self.call("POST", "/update_weights", {"update_info": info})
+
+    def finish_update(self, version: int, digest: str | None) -> dict[str, Any]:
+        """Have every worker prove what it holds, and go on; returns the report, of several workers merged.
+
+        digest: of all weights as they were sent; None: not known.
+        """
         self.call("POST", "/finish_weight_update", {"weight_version": str(version)})
         reports = self.call("POST", "/collective_rpc", {"method": "tulu_lite_report"})["results"]
         held = self.version()
@@ -126,7 +153,18 @@ class Control:
                     f"a worker of the rollout server did not take weight version {version}: {report}"
                 )
         self.call("POST", "/resume")
-        return reports[0]
+        unchecked = sorted({name for report in reports for name in report["unchecked"]})
+        return reports[0] | {"checked": min(report["checked"] for report in reports), "unchecked": unchecked}
+
+    def about(self) -> list[dict[str, Any]]:
+        """What each worker says of itself: {dtype, device, gpu, host, sharded, wide}."""
+        return self.call("POST", "/collective_rpc", {"method": "tulu_lite_about"})["results"]
+
+    def greedy(self, token_ids: Sequence[int], tokens: int) -> list[int]:
+        """The most likely continuation of a prompt, of so many tokens."""
+        sampling = {"max_tokens": tokens, "temperature": 0.0, "detokenize": False, "ignore_eos": True}
+        body = {"token_ids": list(token_ids), "sampling_params": sampling}
+        return list(self.call("POST", "/inference/v1/generate", body)["choices"][0]["token_ids"])
 
 
 def explain(text: bytes) -> str:

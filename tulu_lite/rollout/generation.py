@@ -23,6 +23,7 @@ from ..recipe.server import ServerSettings, is_loopback
 from .control import Control, NoAnswer, Refused
 from .guard import KEY_VARIABLE
 from .process import end_group, private_folder
+from .signs import StoppedProcess, abandoned_update, is_asleep
 from .state import update_until
 
 HEALTH_S = 1.0  # between looks at /health
@@ -33,14 +34,36 @@ _NOISE = re.compile(
 )  # what libraries say at exit
 
 
+_HINT = re.compile(
+    r"See root cause above|Consider increasing with ulimit"
+)  # of another error, or of one to come
+
+
 class PortTaken(ServerError):
     """The port was free when it was chosen and is not any more."""
+
+
+class StartFailed(ServerError):
+    """A server that ended, or never answered, before it was ready."""
+
+    def __init__(self, what: str, why: str, cure: str, explained: bool) -> None:
+        super().__init__(what, why, cure)
+        self.explained = explained  # its log names an error: another start would end the same way
 
 
 class Generation:
     """Starts the server, watches it, ends it. Not thread-safe: one thread owns it."""
 
-    def __init__(self, settings: ServerSettings, model: Path, log: Path, number: int, push_dir: Path) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        model: Path,
+        log: Path,
+        number: int,
+        push_dir: Path,
+        replica: int = 0,  # which of several copies on this machine
+    ) -> None:
+        self.replica = replica
         self.settings, self.model, self.log, self.number = settings, model, log, number
         self.port = settings.port or free_port(settings.host)
         self.url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{self.port}"
@@ -60,6 +83,7 @@ class Generation:
                 start_new_session=True,
             )
         self._canary: Canary | None = None
+        self._stopped = StoppedProcess(self.process.pid)
 
     def _spec(self, push_dir: Path) -> Path:
         path = self.folder / "spec.json"
@@ -69,6 +93,7 @@ class Generation:
             "port": self.port,
             "owner_pid": os.getpid(),
             "folders": [str(self.folder), str(push_dir)],
+            "replica": self.replica,
             "settings": self.settings.model_dump(mode="json"),
         }
         write_json(path, spec)
@@ -110,10 +135,13 @@ class Generation:
             return PortTaken(
                 f"port {self.port} was taken while the rollout server started", cure="start it again"
             )
-        return ServerError(
-            f"the rollout server for {self.model} {how}" + _told(self._log_text()),
+        killed = self.process.poll() in (-signal.SIGKILL, 128 + signal.SIGKILL)  # whatever the log says
+        told = "" if killed else _told(self._log_text())
+        return StartFailed(
+            f"the rollout server for {self.model} {how}{told}",
             f"the last lines of its log are\n{self.log_tail()}",
             f"the whole log is {self.log}",
+            explained=bool(told),
         )
 
     def watch(self, folder: Path) -> None:
@@ -124,7 +152,9 @@ class Generation:
         """What is wrong with the server now, or None. Cheap: called several times a second."""
         if self.process.poll() is not None:
             return f"its process ended (exit code {self.process.returncode})"
-        return None if self._canary is None else self._canary.fault
+        if self._canary is None:
+            return self._stopped.look()
+        return self._canary.fault or self._stopped.look() or abandoned_update(self._canary.folder)
 
     def _log_text(self) -> str:
         with self.log.open("rb") as file:
@@ -135,11 +165,14 @@ class Generation:
     def log_tail(self) -> str:
         return "\n".join(f"    {line}" for line in self._log_text().rstrip().splitlines()[-LOG_LINES:])
 
-    def end(self) -> None:
-        """End the whole group and remove its folder. Raises TimeoutError if a process survives SIGKILL."""
+    def end(self, at_once: bool = False) -> None:
+        """End the whole group and remove its folder. Raises TimeoutError if a process survives SIGKILL.
+
+        at_once: it failed, so nothing is gained by asking it to stop in good order, which takes seconds.
+        """
         if self._canary is not None:
             self._canary.stop()
-        if self.process.poll() is None:
+        if self.process.poll() is None and not at_once:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_S)
@@ -165,6 +198,8 @@ class Canary:
         health.start()
         limit = self.settings.canary_timeout_s
         while not self._stop.wait(self.settings.canary_interval_s) and self.fault is None:
+            if is_asleep(self.folder):
+                continue
             before = self._tokens_sampled()
             try:
                 self.control.canary(limit)
@@ -210,7 +245,7 @@ def _told(log: str) -> str:
     """The most telling line of a log, as the end of a sentence: the last error that is not about another error."""
     pattern = re.compile(r"\b([A-Z]\w*(?:Error|Exception|Exit)\b: .+|error: .+)")
     lines = [found.group(1) for line in log.splitlines() if (found := pattern.search(line))]
-    lines = [line for line in lines if "See root cause above" not in line]
+    lines = [line for line in lines if not _HINT.search(line)]
     return f": {lines[-1][:300]}" if lines else ""
 
 

@@ -2,12 +2,13 @@
 
 The first process is a warden of a few megabytes: it dies with its owner, adopts orphans, and takes the whole process
 group and the server's private folders with it. Its child runs vLLM's own API server.
-SPEC.json: {model, host, port, owner_pid, folders, settings: ServerSettings as JSON}.
+SPEC.json: {model, host, port, owner_pid, folders, replica, settings: ServerSettings as JSON}.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import shutil
@@ -16,12 +17,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..recipe.placement import visible
 from .process import be_warden, die_with_parent, end_group
 
 GRACE_S = 3.0  # from SIGTERM to SIGKILL
 EXTENSION = "tulu_lite.rollout.extension.WorkerExtension"
 BACKEND = "tulu_lite_files"
 MODEL_NAME = "policy"  # what the model is called in requests
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _ENDINGS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
@@ -67,6 +70,7 @@ def _watch(child: int, spec: dict[str, Any]) -> int:
 def serve(spec: dict[str, Any]) -> int:
     """Run vLLM's API server in this process until it ends."""
     os.environ.update(environment(spec["settings"]))
+    _own_devices(spec)
     gc.disable()  # importing vLLM makes millions of objects that stay: collecting them costs 2 s of 12
     from vllm.entrypoints.launchers.api_server.entry import main as api_server
     from vllm.platforms import current_platform
@@ -84,10 +88,30 @@ def serve(spec: dict[str, Any]) -> int:
     sys.argv = ["tulu-lite-server", *arguments(spec, on_cpu)]
     if on_cpu:
         _fork_the_engine()
+        if spec["settings"]["max_loras"]:
+            # By name: the owner imports this file too, and must not import torch.
+            importlib.import_module("tulu_lite.rollout.adapter_kernels").use_them()
     gc.freeze()
     gc.enable()
     api_server()
     return 0
+
+
+def _own_devices(spec: dict[str, Any]) -> None:
+    """Of several copies on one machine, each takes its share of the GPUs there are, in order."""
+    settings = spec["settings"]
+    if settings["devices"] is not None and _cuda_build():
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible(settings["devices"], os.environ)
+    if settings["replicas"] > 1 and settings["device"] != "cpu" and _cuda_build():
+        count, first = settings["tensor_parallel"], spec.get("replica", 0) * settings["tensor_parallel"]
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = shown.split(",") if shown else [str(number) for number in range(first + count)]
+        if len(devices) < first + count:
+            raise SystemExit(
+                f"server.replicas: copy {spec.get('replica', 0) + 1} needs GPUs {first} to {first + count - 1}, "
+                f"and CUDA_VISIBLE_DEVICES names {len(devices)}"
+            )
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices[first : first + count])
 
 
 def _fork_the_engine() -> None:
@@ -118,6 +142,8 @@ def environment(settings: dict[str, Any]) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "INFO",
         "HF_HUB_OFFLINE": "1",  # the model is a folder: nothing is fetched behind the user's back
     }
+    if settings["max_loras"]:
+        variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if settings["device"] != "cuda" and not _cuda_build():
         variables |= {
             "TORCH_COMPILE_DISABLE": "1",  # else the first request with logprobs compiles for 10 s and more
@@ -152,7 +178,7 @@ def arguments(spec: dict[str, Any], on_cpu: bool) -> list[str]:
         "max_model_len": settings["max_model_len"],
         "max_num_seqs": settings["max_num_seqs"],
         "tensor_parallel_size": settings["tensor_parallel"],
-        "skip_tokenizer_init": True,  # token ids in, token ids out
+        "skip_tokenizer_init": not _has_tokenizer(spec),  # ours are token ids; others may talk to it by hand
         "generation_config": "vllm",  # sampling is what the request says, nothing else
         "logprobs_mode": "processed_logprobs",
         "enable_scale_out": True,  # /inference/v1/generate
@@ -162,6 +188,14 @@ def arguments(spec: dict[str, Any], on_cpu: bool) -> list[str]:
         "disable_uvicorn_access_log": True,
         "disable_fastapi_docs": True,
     }
+    if settings["max_loras"]:
+        args |= {
+            "enable_lora": True,
+            "max_loras": settings["max_loras"],
+            "max_lora_rank": _room_for(settings["max_lora_rank"] or 16),
+            "max_cpu_loras": 2 * settings["max_loras"]
+            + 2,  # former versions, until their responses have ended
+        }
     if settings["api_key_env"]:
         args["middleware"] = "tulu_lite.rollout.guard.Guard"
     if on_cpu:
@@ -175,8 +209,20 @@ def arguments(spec: dict[str, Any], on_cpu: bool) -> list[str]:
         }
     else:
         args["gpu_memory_utilization"] = settings["gpu_memory_utilization"]
+        args["enable_sleep_mode"] = settings["colocate"] or None
     args |= {name.replace("-", "_"): value for name, value in settings["engine_args"].items()}
     return [word for name, value in args.items() for word in _option(name, value)]
+
+
+def _room_for(rank: int) -> int:
+    """The least rank that vLLM has room for and an adapter of `rank` fits.  [vLLM 0.32: config/lora.py]"""
+    return next(room for room in RANKS if room >= rank)
+
+
+def _has_tokenizer(spec: dict[str, Any]) -> bool:
+    """Whether the model's folder brings a tokenizer, so that chat and text completions can be served too."""
+    folder = Path(spec["model"])
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def _context(spec: dict[str, Any]) -> int:

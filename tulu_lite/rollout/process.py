@@ -50,10 +50,21 @@ def _stat(pid: int) -> list[str] | None:
         return None
 
 
+def status_of(pid: int) -> str:
+    """The process's state as ps shows it: R, S, D, T (stopped), t (traced), Z; "" when there is none."""
+    fields = _stat(pid)
+    return "" if fields is None else fields[0]
+
+
 def start_time(pid: int) -> int | None:
     """When the process started, in clock ticks since boot: with the pid it names one process for good."""
     fields = _stat(pid)
     return None if fields is None else int(fields[19])
+
+
+def boot_id() -> str:
+    """Names this machine since it was started; the same in all its containers."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def is_alive(pid: int, started: int | None = None) -> bool:

@@ -13,15 +13,18 @@ from pathlib import Path
 
 from ..errors import ServerError, TuluLiteError
 from ..recipe.server import ServerSettings
+from .adapter_state import forget_adapters, read_adapters
 from .generation import (
     Generation,
     PortTaken,
+    StartFailed,
     check_model,
     check_port,
     shared_memory_folder,
     short_temporary_folder,
 )
 from .process import private_folder, start_time, sweep_folders
+from .signs import forget_abandoned_update, forget_sleep
 from .state import (
     STATE_FILE,
     Phase,
@@ -48,8 +51,10 @@ class RolloutServer:
     last pushed. When the owner dies, however it dies, the server's processes end and its folders go.
     """
 
-    def __init__(self, settings: ServerSettings, model_dir: Path, run_dir: Path, log_path: Path) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: ServerSettings, model_dir: Path, run_dir: Path, log_path: Path, replica: int = 0
+    ) -> None:
+        self.settings, self.replica = settings, replica
         self.folder, self.log = Path(run_dir).resolve(), Path(log_path).resolve()
         self.state_file = self.folder / STATE_FILE
         self._model, self._base_version = Path(model_dir).resolve(), 0
@@ -76,6 +81,7 @@ class RolloutServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep_folders(short_temporary_folder())
         forget_push(self.folder)
+        forget_adapters(self.folder)
         (self.folder / "update.json").unlink(missing_ok=True)
         take_requests(self.folder)
         self._push_dir = private_folder(shared_memory_folder())
@@ -151,7 +157,7 @@ class RolloutServer:
         phase: Phase
         phase, reason = "stopped", "stopped by its owner"
         try:
-            generation = self._bring_up(first=True)
+            generation = self._first_start()
             while generation is not None and not self._stop.wait(TICK_S):
                 generation = self._tick(generation)
         except TuluLiteError as error:
@@ -169,8 +175,18 @@ class RolloutServer:
             finally:
                 shutil.rmtree(self._push_dir, ignore_errors=True)
                 forget_push(self.folder)
+                forget_adapters(self.folder)
                 self._set(phase, reason=reason)
                 self._refuse_orders()
+
+    def _first_start(self) -> Generation | None:
+        """A first start that was killed is tried again, within the budget; one whose log names an error is not."""
+        try:
+            return self._bring_up(first=True)
+        except StartFailed as error:
+            if error.explained or self._current is None:
+                raise
+            return self._again(self._current, error.what)
 
     def _tick(self, generation: Generation) -> Generation | None:
         """Look at the server once; returns the generation that serves after it, None when stopped."""
@@ -214,7 +230,7 @@ class RolloutServer:
         while True:
             self._set("restarting", reason=reason)
             tail = generation.log_tail()
-            generation.end()
+            generation.end(at_once=True)
             with self.log.open("a") as log:
                 log.write(f"\n=== rollout server, start {generation.number} ended: {reason}\n")
             now = time.monotonic()
@@ -244,6 +260,7 @@ class RolloutServer:
         self._set("restarting", reason=f"it is to serve {model}")
         generation.end()
         forget_push(self.folder)
+        forget_adapters(self.folder)
         self._model, self._base_version = model, version
         try:
             after = self._bring_up(first=False)
@@ -259,7 +276,9 @@ class RolloutServer:
         """Start a server and give it the weights it should hold; None when the owner stops it meanwhile."""
         for attempt in range(3):
             number = self._state.generation + 1
-            generation = Generation(self.settings, self._model, self.log, number, self._push_dir)
+            generation = Generation(
+                self.settings, self._model, self.log, number, self._push_dir, self.replica
+            )
             self._current = generation
             phase: Phase = "starting" if first else "restarting"
             self._set(
@@ -277,12 +296,16 @@ class RolloutServer:
                 generation.end()
                 if self.settings.port or attempt == 2:
                     raise
+        forget_sleep(self.folder)
+        forget_abandoned_update(self.folder)
         version = self._base_version
         generation.control.set_version(version)
         push = read_push(self.folder)
         if push is not None and push.model == str(self._model):
             generation.control.load(push.files, push.digest, push.version, "wait")
             version = push.version
+        for adapter in read_adapters(self.folder).values():
+            generation.control.load_adapter(adapter.served_name, adapter.folder)
         longest = generation.control.max_model_len()
         generation.watch(self.folder)
         self._set("ready", reason="", weight_version=version, max_model_len=longest)
@@ -316,6 +339,8 @@ class RolloutServer:
             "owner_started": start_time(os.getpid()) or 0,
             "push_dir": str(self._push_dir),
             "max_num_seqs": settings.max_num_seqs,
+            "max_loras": settings.max_loras or 0,
+            "max_lora_rank": settings.max_lora_rank or 16,
             "weight_update": settings.weight_update,
             "api_key_env": settings.api_key_env,
             "ready_timeout_s": settings.ready_timeout_s,

@@ -2,6 +2,7 @@
 
 server.json        written by the server's owner only: where the server is and how it does (`ServerState`)
 last_push.json     written by whoever updated the weights last: what a restarted server loads again (`Push`)
+adapters.json      written by whoever pushed a LoRA adapter: likewise (`adapter_state.py`)
 update.json        a weight update is under way, by this process, until this time
 requests/*.json    what clients ask of the owner: a restart, or another model
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ from .process import is_alive, start_time
 
 Phase = Literal["starting", "ready", "restarting", "failed", "stopped"]
 STATE_FILE = "server.json"
+SPILL_FOLDER = "pushed"  # beside server.json: weights that shared memory has no room for
+PUSH_FILE = "last_push.json"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class ServerState:
     ready_timeout_s: float = 600.0
     request_timeout_s: float = 600.0
     control_timeout_s: float = 300.0
+    max_loras: int = 0  # adapters that responses of one batch may have; 0: adapters cannot be served
+    max_lora_rank: int = 0
+    members: tuple[
+        str, ...
+    ] = ()  # the servers behind this one name, by folder or URL; empty: it is one itself
 
     @property
     def owner_lives(self) -> bool:
@@ -72,6 +81,7 @@ def read_state(file: Path) -> ServerState | None:
         return None
     known = {field.name for field in fields(ServerState)}
     state = ServerState(**{name: value for name, value in data.items() if name in known})
+    state = replace(state, members=tuple(state.members))
     if state.state not in ("failed", "stopped") and not state.owner_lives:
         return replace(
             state, state="stopped", reason=f"the process that owned it (pid {state.owner_pid}) is gone"
@@ -94,16 +104,18 @@ class Push:
 
 
 def read_push(folder: Path) -> Push | None:
-    data = read_json(folder / "last_push.json")
+    data = read_json(folder / PUSH_FILE)
     return None if data is None else Push(**{**data, "files": tuple(data["files"])})
 
 
 def write_push(folder: Path, push: Push) -> None:
-    write_json(folder / "last_push.json", asdict(push))
+    write_json(folder / PUSH_FILE, asdict(push))
 
 
 def forget_push(folder: Path) -> None:
-    (folder / "last_push.json").unlink(missing_ok=True)
+    """Forget the weights pushed last, and remove those that found no room in shared memory."""
+    shutil.rmtree(folder / SPILL_FOLDER, ignore_errors=True)
+    (folder / PUSH_FILE).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,45 +1,58 @@
 """Weight updates: from the trainer's tensors, or from a checkpoint's files, to the server, with proof of arrival.
 
-The weights travel as safetensors files in shared memory that the server reads itself: the same path on every device,
-and a server that has to start again finds them there. torch is imported only where tensors are given.
+The weights travel as safetensors files that the server reads itself, in shared memory where it has room; between GPUs
+they can go by NCCL or CUDA IPC (`routes/`). Either way files remain, from which a server that has to start again loads
+them. torch is imported only where tensors are given.
 """
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, ItemsView, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ServerError, TuluLiteError
-from .checkpoint import Shapes, checkpoint_files, checkpoint_shapes, config_differences, write_safetensors
+from .checkpoint import Shapes, checkpoint_files, checkpoint_shapes, config_differences, read_config
 from .client import RolloutClient
-from .control import NoAnswer, Refused
-from .digest import combined_digest, tensor_digest
+from .control import Control, NoAnswer, Refused
+from .digest import combined_digest
+from .proof import Reference, prove_by_agreement
+from .routes.feed import Feed
+from .routes.files import Cast, Written, write_files
 from .server import request_restart
-from .state import Push, ServerState, read_state, send_request, update_under_way, write_push
+from .state import (
+    SPILL_FOLDER,
+    Push,
+    ServerState,
+    read_state,
+    send_request,
+    update_under_way,
+    write_push,
+)
 
 if TYPE_CHECKING:
     import torch
 
-BUCKET_BYTES = 1 << 30  # tensors of one file; what is gathered at once beside the file itself
+SPARE = "spare-"  # folders of files that the next push writes over
 
 
 @dataclass(frozen=True)
 class PushReport:
-    """What the server said it took."""
+    """What the server said it took, and how that was proven."""
 
     version: int
     tensors: int
     digest: str
-    checked: int  # layers whose held weights were compared with what was sent
-    unchecked: tuple[
-        str, ...
-    ]  # layers where that is not possible (a model split over GPUs, quantised layers)
+    checked: int  # parameters and buffers whose held values were compared with what was sent
+    unchecked: tuple[str, ...]  # those where that is not possible (a model split over GPUs, quantised layers)
     seconds: float
+    agreed: int = 0  # tokens that server and trainer chose alike, asked for where something was unchecked
+    route: str = "files"
 
 
 class NeedsRestart(ServerError):
@@ -47,45 +60,148 @@ class NeedsRestart(ServerError):
 
 
 def push_weights(
-    client: RolloutClient, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int
+    client: RolloutClient,
+    named_tensors: Iterable[tuple[str, torch.Tensor]],
+    version: int,
+    reference: Reference | None = None,
 ) -> PushReport:
     """Give the server new weights and make sure that it holds them.
 
     named_tensors: every weight of the model under its checkpoint name, on any device, e.g. model.named_parameters()
         (tied copies may be left out or given). An iterator that gathers shards one by one is consumed one by one.
+        Where names and shapes can be told beforehand (a list, a dict's items(), training.whole.WholeWeights), the
+        server loads while later tensors are gathered and written.
     version: a number that every token sampled from now on carries.
+    reference: the trainer's log-probabilities, for servers whose weights cannot be compared; by default
+        named_tensors.reference, if it has one.
     One process of the trainer calls this (where gathering is a collective, the others iterate beside it).
     Raises TuluLiteError when names or shapes are not the served model's: the server is as before. Raises ServerError
-    when the update fails on its way: the server is then started anew with the weights it had before.
+    when the update fails on its way or cannot be proven: the server is then started anew with the weights it had.
     """
     started = time.monotonic()
     state = client.wait_ready()
     folder = _folder(client)
+    about = server_about(client, state)
+    served = checkpoint_shapes(Path(state.model))
+    known = declared_shapes(named_tensors)
+    if known is not None:
+        _check_names(known, served, Path(state.model))
+    reference = reference or getattr(named_tensors, "reference", None)
     target = Path(tempfile.mkdtemp(prefix=f"push-{version}-", dir=_push_dir(state)))
+    spill = folder / SPILL_FOLDER / target.name
+    spill.mkdir(parents=True)
+    writer = _Writer(named_tensors, [target, spill], about, _spare(target))
     try:
-        files, digests, shapes = _write(named_tensors, target)
-        _check_names(shapes, checkpoint_shapes(Path(state.model)), Path(state.model))
-        report = _update(client, folder, Push(version, files, combined_digest(digests), state.model))
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
+        if known is None:
+            writer.write(None)
+            _check_names(writer.written.shapes, served, Path(state.model))
+        report = _updated(client, folder, version, writer.feed, reference)
+    except BaseException as error:
+        for place in (target, spill):
+            shutil.rmtree(place, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _no_room(version, target.parent) from error
         raise
     _remove_others(target)
+    _remove_spilled(spill)
+    return _report(version, report, started)
+
+
+class _Writer:
+    """The files of one push: written once, however often a server has to be given them."""
+
+    def __init__(
+        self,
+        named_tensors: Iterable[tuple[str, torch.Tensor]],
+        folders: list[Path],
+        about: dict[str, Any],
+        spare: Path | None,
+    ) -> None:
+        import torch
+
+        self.named_tensors, self.folders, self.spare = named_tensors, folders, spare
+        self.cast = Cast(getattr(torch, about["dtype"]), frozenset(about["wide"]))
+        self.written = Written()
+        self.whole = False
+
+    def write(self, on_file: Callable[[str, dict[str, str]], None] | None) -> None:
+        self.written = write_files(
+            self.named_tensors, self.folders, cast=self.cast, spare=self.spare, on_file=on_file
+        )
+        self.whole = True
+
+    def feed(self, feed: Feed, state: ServerState) -> Push:
+        """Give the files to a server as they come, or as they lie there."""
+        if not self.whole:
+            self.write(feed.put)
+        else:
+            for file in self.written.files:
+                feed.put(file, {name: self.written.digests[name] for name in self.written.tensors[file]})
+        digest = combined_digest(self.written.digests)
+        return Push(feed.version, tuple(self.written.files), digest, state.model)
+
+
+def declared_shapes(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Shapes | None:
+    """{name: shape} of what an iterable will give; None where only iterating can tell."""
+    tell = getattr(named_tensors, "shapes", None)
+    if callable(tell):
+        return tell()
+    if isinstance(named_tensors, (Sequence, ItemsView)):
+        return {name: tuple(tensor.shape) for name, tensor in named_tensors}
+    return None
+
+
+_about: dict[tuple[str, int, int], dict[str, Any]] = {}
+
+
+def server_about(client: RolloutClient, state: ServerState) -> dict[str, Any]:
+    """What the server's workers say of themselves, asked once in each of its lives: {dtype, device, gpus, hosts,
+    sharded, wide}. Raises NoAnswer, Refused."""
+    key = (state.url, state.generation, state.pid)
+    if key not in _about:
+        workers = client.control().about()
+        first = workers[0]
+        _about.clear()
+        _about[key] = {
+            "dtype": first["dtype"],
+            "device": first["device"],
+            "gpus": [worker["gpu"] for worker in workers],
+            "hosts": [worker["host"] for worker in workers],
+            "sharded": any(worker["sharded"] for worker in workers),
+            "wide": sorted({name for worker in workers for name in worker["wide"]}),
+        }
+    return _about[key]
+
+
+def _report(version: int, report: dict[str, Any], started: float) -> PushReport:
     return PushReport(
         version,
-        len(digests),
+        report["tensors"],
         report["digest"],
         report["checked"],
         tuple(report["unchecked"]),
         time.monotonic() - started,
+        report.get("agreed", 0),
     )
 
 
-def load_checkpoint(client: RolloutClient, model_dir: Path, version: int) -> PushReport:
+def _no_room(version: int, folder: Path) -> TuluLiteError:
+    free = shutil.disk_usage(folder).free / 2**20
+    return TuluLiteError(
+        f"the folder for pushed weights is full: weight update {version} does not fit into {folder}",
+        f"{free:.0f} MiB are free there, and the server still holds the weights it had before",
+        "free some of it; in a container make /dev/shm larger (docker run --shm-size)",
+    )
+
+
+def load_checkpoint(
+    client: RolloutClient, model_dir: Path, version: int, reference: Reference | None = None
+) -> PushReport:
     """Have the server load a folder's safetensors (in any float type, sharded or not); it reads the files itself.
 
     The folder must stay as it is until the next update: a server that restarts loads it again.
     Raises NeedsRestart when config.json says another model than the one served; TuluLiteError, ServerError as
-    push_weights.
+    push_weights (but what cannot be compared needs no reference: the files are the model's own).
     """
     started = time.monotonic()
     state = client.wait_ready()
@@ -99,16 +215,10 @@ def load_checkpoint(client: RolloutClient, model_dir: Path, version: int) -> Pus
         )
     files = tuple(str(file) for file in checkpoint_files(model_dir))
     _check_names(checkpoint_shapes(model_dir), checkpoint_shapes(Path(state.model)), Path(state.model))
-    report = _update(client, folder, Push(version, files, None, state.model))
+    report = _update(client, folder, Push(version, files, None, state.model), reference)
     _remove_others(None, _push_dir(state))
-    return PushReport(
-        version,
-        report["tensors"],
-        report["digest"],
-        report["checked"],
-        tuple(report["unchecked"]),
-        time.monotonic() - started,
-    )
+    _remove_spilled(folder / SPILL_FOLDER / "none")
+    return _report(version, report, started)
 
 
 def serve_model(
@@ -138,41 +248,98 @@ def serve_model(
     raise ServerError(f"the rollout server did not serve {model} in time", client.state().reason)
 
 
-def _update(client: RolloutClient, folder: Path, push: Push) -> dict[str, Any]:
+def _update(
+    client: RolloutClient, folder: Path, push: Push, reference: Reference | None = None
+) -> dict[str, Any]:
+    """Load files that lie there. See _updated."""
+
+    def feed(feed: Feed, state: ServerState) -> Push:
+        feed.put_all(push.files, push.digest)
+        return replace(push, model=state.model)
+
+    return _updated(client, folder, push.version, feed, reference, proof=push.digest is not None)
+
+
+_Produce = Callable[[Feed, ServerState], Push]
+
+
+def _updated(
+    client: RolloutClient,
+    folder: Path,
+    version: int,
+    produce: _Produce,
+    reference: Reference | None,
+    proof: bool = True,
+) -> dict[str, Any]:
     """The update itself; once more on a new server when the server died of itself on the way.
 
-    On any fault the server is marked for restart; last_push.json then still names the weights before.
+    produce(feed, state): puts the files into the feed and says what they are. proof: whether weights that cannot be
+    compared must be proven by agreement. On any fault after the first order to the server it is marked for restart;
+    last_push.json then still names the weights before.
     """
     try:
-        return _update_once(client, folder, push)
+        return _update_once(client, folder, version, produce, reference, proof)
     except ServerError as error:
         cause = error.__cause__
         gone = isinstance(cause, NoAnswer) and not cause.timed_out
         if not gone and not (isinstance(cause, Refused) and cause.engine_died):
             raise
-    return _update_once(client, folder, push)
+    return _update_once(client, folder, version, produce, reference, proof)
 
 
-def _update_once(client: RolloutClient, folder: Path, push: Push) -> dict[str, Any]:
+def _update_once(
+    client: RolloutClient,
+    folder: Path,
+    version: int,
+    produce: _Produce,
+    reference: Reference | None,
+    proof: bool,
+    complete: Callable[[Push], Push] | None = None,
+) -> dict[str, Any]:
+    """One attempt. complete(push): what is left to do when the server holds the weights and samples again."""
     settled = client.wait_ready()
     lasts = 8 * settled.control_timeout_s  # each step has its own deadline within
     with update_under_way(folder, wait_s=lasts, lasts_s=lasts):
         state = client.wait_ready()  # another update may have gone before
+        feed = Feed(client.control(), version, state.weight_update)
         try:
-            report = client.control().load(push.files, push.digest, push.version, state.weight_update)
+            push = produce(feed, state)
+            report = feed.finish(push.digest)
+            if report["unchecked"] and proof:
+                report["agreed"] = _agreement(client.control(), version, state, report, reference)
+            if complete is not None:
+                push = complete(push)
         except BaseException as error:
-            request_restart(folder, state.generation, f"weight update {push.version} failed: {error}")
+            if not feed.abandon():
+                raise  # nothing was asked of the server yet
+            request_restart(folder, state.generation, f"weight update {version} failed: {error}")
             _await_restart(client, state.generation)
             if isinstance(error, ServerError):
                 raise ServerError(
-                    f"weight update {push.version} failed: {error.what}",
+                    f"weight update {version} failed: {error.what}",
                     error.why,
-                    "the server starts anew with its former weights; log.txt beside server.json says more",
+                    error.cure
+                    or "the server starts anew with its former weights; log.txt beside server.json says more",
                 ) from error
             raise
         write_push(folder, push)
     _survive_restart(client, state, push)
     return report
+
+
+def _agreement(
+    control: Control, version: int, state: ServerState, report: dict[str, Any], reference: Reference | None
+) -> int:
+    unchecked = _some(report["unchecked"])
+    if reference is None:
+        raise ServerError(
+            f"weight update {version} cannot be proven",
+            f"what the server holds of {unchecked} cannot be compared with what was sent",
+            "give push_weights the trainer's log-probabilities (reference=...), so that greedy tokens can be compared",
+        )
+    config = read_config(Path(state.model))
+    vocabulary = int((config.get("text_config") or config)["vocab_size"])
+    return prove_by_agreement(control, reference, vocabulary, str(report.get("dtype", "")))
 
 
 def _survive_restart(client: RolloutClient, before: ServerState, push: Push) -> None:
@@ -206,40 +373,6 @@ def _await_restart(client: RolloutClient, generation: int) -> None:
         time.sleep(0.05)
 
 
-def _write(
-    named_tensors: Iterable[tuple[str, torch.Tensor]], target: Path
-) -> tuple[tuple[str, ...], dict[str, str], Shapes]:
-    """Write tensors to files of about BUCKET_BYTES; returns the files, {name: digest} and {name: shape}."""
-    files: list[str] = []
-    digests: dict[str, str] = {}
-    shapes: Shapes = {}
-    bucket: list[tuple[str, torch.Tensor]] = []
-    size = 0
-
-    def flush() -> None:
-        nonlocal size
-        if bucket:
-            path = target / f"{len(files):05d}.safetensors"
-            write_safetensors(path, bucket)
-            files.append(str(path))
-        bucket.clear()
-        size = 0
-
-    for name, given in named_tensors:
-        if name in digests:
-            raise TuluLiteError(f"the weight {name!r} was given twice", cure="give each weight once")
-        whole = given.full_tensor() if hasattr(given, "full_tensor") else given  # a DTensor of FSDP2
-        tensor = whole.detach().to("cpu").contiguous()
-        digests[name] = tensor_digest(tensor)
-        shapes[name] = tuple(tensor.shape)
-        bucket.append((name, tensor))
-        size += tensor.nbytes
-        if size >= BUCKET_BYTES:
-            flush()
-    flush()
-    return tuple(files), digests, shapes
-
-
 def _check_names(given: Shapes, served: Shapes, model: Path) -> None:
     """Raise TuluLiteError unless `given` has every weight of the served model, in its shape, and no other."""
     tied = {"lm_head.weight"} if _tied(model) else set()
@@ -263,8 +396,6 @@ def _check_names(given: Shapes, served: Shapes, model: Path) -> None:
 
 
 def _tied(model: Path) -> bool:
-    from .checkpoint import read_config
-
     return bool(read_config(model).get("tie_word_embeddings"))
 
 
@@ -292,8 +423,29 @@ def _push_dir(state: ServerState) -> Path:
     return folder
 
 
+def _spare(target: Path) -> Path | None:
+    """A folder of files that are no longer needed, to be written over; None when there is none."""
+    found = sorted(target.parent.glob(f"{SPARE}*"))
+    for more in found[1:]:
+        shutil.rmtree(more, ignore_errors=True)
+    return found[0] if found else None
+
+
 def _remove_others(keep: Path | None, parent: Path | None = None) -> None:
-    """Remove the files of earlier pushes."""
-    for folder in (keep.parent if keep is not None else parent or Path()).glob("push-*"):
-        if folder != keep:
+    """Remove the files of earlier pushes; those of the last one are kept aside, for the next to write over, while
+    shared memory has room for as much again."""
+    folder = keep.parent if keep is not None else parent or Path()
+    others = [path for path in folder.glob("push-*") if path != keep]
+    for old in sorted(others, key=lambda path: path.stat().st_mtime)[-1:] if keep is not None else []:
+        size = sum(file.stat().st_size for file in old.iterdir())
+        if shutil.disk_usage(folder).free > 2 * size and not list(folder.glob(f"{SPARE}*")):
+            old.rename(folder / f"{SPARE}{old.name}")
+    for path in [*others, *(folder.glob(f"{SPARE}*") if keep is None else [])]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_spilled(keep: Path) -> None:
+    """Remove what earlier pushes left on the disk, and the folder of this one when it needed none."""
+    for folder in keep.parent.glob("push-*"):
+        if folder != keep or not any(folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)

@@ -37,7 +37,7 @@ def main() -> None:
                 ctx,
                 sampler,
                 prompts,
-                Sampling(n=1, temperature=0.0, max_tokens=stage.max_tokens, seed=ctx.seed),
+                Sampling(n=1, temperature=0.0, max_tokens=stage.max_tokens, seed=ctx.seed, **stage.bending()),
             )
         )
         sampled: list[RolloutGroup] = []
@@ -47,6 +47,7 @@ def main() -> None:
                 temperature=stage.temperature,
                 max_tokens=stage.max_tokens,
                 seed=ctx.seed,
+                **stage.bending(),
             )
             sampled = judge(_sample(ctx, sampler, prompts, sampling))
         rows = ctx.dir / "responses.jsonl"

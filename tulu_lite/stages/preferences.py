@@ -42,6 +42,7 @@ def main() -> None:
             temperature=drawn.temperature,
             max_tokens=drawn.max_tokens,
             seed=ctx.seed,
+            **drawn.bending(),
         )
         groups = sampler.generate(
             prompts, sampling, on_progress=lambda done: ctx.progress(done, len(prompts), "prompts")

@@ -33,10 +33,12 @@ from ..statistics import proportion
 from ..training.accelerator import make_accelerator
 from ..training.checkpoint import export_model, load_latest, save_checkpoint
 from ..training.logprobs import token_logprobs
-from ..training.model import load_model, merged_weights, reference_of
+from ..training.model import adapter_config, adapter_tensors, load_model, reference_of
 from ..training.optim import accumulating, backward, finish_update, make_optimizer
 from ..training.policy_batch import Answered, Clock, Sums, collate, reward, reward_figures
+from ..training.whole import WholeWeights
 from .context import StepContext, step_context
+from .preflight import preflight
 from .sampling import Sampler, open_sampler
 
 KEPT_GROUPS = 8  # groups of each step that are written out, to be read
@@ -78,6 +80,15 @@ class Trainer:
         self.state: dict[str, Any] = {"step": 0, "updates": 0, "best": None, "validation": None}
         self.clock = Clock()
         self.fresh = False  # whether the sampler holds the current weights
+        self.checked = False  # whether sampler and trainer were compared in this process
+        self.adapts = stage.lora is not None and sampler.can_adapt(stage.lora)
+        if (
+            self.adapts
+        ):  # the server keeps this seed's adapter beside its model, and beside other seeds' adapters
+            self.sampler = sampler.with_adapter(ctx.step.id.replace("/", "-"))
+            if self.accelerator.is_main_process:
+                sampler.load(ctx.init_model)
+            self.accelerator.wait_for_everyone()
 
     def train(self) -> None:
         stage, ctx = self.stage, self.ctx
@@ -88,10 +99,12 @@ class Trainer:
             )  # 1. the next prompts
             self._push()  # 8. of the step before: the sampler gets the weights
             groups = self._sample(prompts, step)  # 2. a group of responses each
+            checked = self._preflight(groups)
             with self.clock("verify"):
                 groups = self.judge(groups)  # 3. verdicts
             advantages = self._advantages(groups)  # 4. advantages
-            figures = self._update(groups, advantages, step)  # 5.-7. loss, backward, optimiser step
+            self._make_room()
+            figures = checked | self._update(groups, advantages, step)  # 5.-7. loss, backward, optimiser step
             self.state["step"] = step
             if step % stage.validate_every_steps == 0 or step == stage.steps:
                 figures |= self._validate(step)
@@ -107,7 +120,13 @@ class Trainer:
         if self.fresh:
             return
         with self.clock("push"):
-            self.sampler.push(merged_weights(self.model), self.accelerator.is_main_process)
+            self.sampler.wake(self.accelerator.is_main_process)
+            if self.adapts:
+                tensors = adapter_tensors(self.model)  # all processes gather, where weights are sharded
+                if self.accelerator.is_main_process:
+                    self.sampler.push_adapter(tensors, adapter_config(self.model))
+            else:
+                self.sampler.push(WholeWeights(self.model), self.accelerator.is_main_process)
             self.accelerator.wait_for_everyone()
         self.fresh = True
 
@@ -120,12 +139,21 @@ class Trainer:
             temperature=drawn.temperature,
             max_tokens=drawn.max_tokens,
             seed=random.Random(f"{self.ctx.seed}:{step}").getrandbits(31),
+            for_training=True,
         )
         places = range(self.rank, len(prompts), self.world)
         with self.clock("sample"):
             return self.sampler.generate(
                 [prompts[place] for place in places], sampling, positions=list(places)
             )
+
+    def _preflight(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """On the first batch of this process, before anything is learnt from it: sampler and trainer are one policy."""
+        if self.checked:
+            return {}
+        self.checked = True
+        with self.clock("preflight"):
+            return preflight(self.ctx, self.accelerator, self.model, self.sampler, groups)
 
     # 4. Advantages
 
@@ -138,6 +166,13 @@ class Trainer:
         return group_advantages(rewards, self.stage.advantage).float()
 
     # 5.-7. Update
+
+    def _make_room(self) -> None:
+        """Where the server shares its GPUs with training: it sleeps until the next push."""
+        if self.sampler.sleep_level:
+            self.accelerator.wait_for_everyone()  # all have their samples
+            self.sampler.sleep(self.accelerator.is_main_process)
+            self.accelerator.wait_for_everyone()
 
     def _update(
         self, groups: Sequence[RolloutGroup], advantages: torch.Tensor, step: int
@@ -240,6 +275,7 @@ class Trainer:
             clipped=(clipped * scored).sum(),
             ratio=(ratio.detach() * scored).sum(),
             gap=gap,
+            sampler_kl=(kl_estimate(old, new.detach(), "k3") * scored).sum(),
             negative_logprob=-(new.detach() * scored).sum(),
             tokens=scored.sum(),
         )
@@ -254,7 +290,7 @@ class Trainer:
     def _check_gap(self, total: float, tokens: float, step: int) -> None:
         """Before the first update of a batch the trainer's policy is the sampler's."""
         mean_gap = float(self.accelerator.reduce(torch.tensor(total, device=self.device), "sum")) / tokens
-        if not mean_gap <= self.stage.max_logprob_gap:
+        if self.stage.max_logprob_gap is not None and not mean_gap <= self.stage.max_logprob_gap:
             raise TuluLiteError(
                 f"step {step}: sampler and trainer disagree by {mean_gap:.3g} in log-probability on average, more than max_logprob_gap {self.stage.max_logprob_gap:g}",
                 why="the server does not sample from the model that is trained, so the gradient would be of another policy",
@@ -283,7 +319,7 @@ class Trainer:
 
     def _means(self, sums: Sums) -> dict[str, float]:
         """Per-token means over all processes."""
-        names = ["tokens", "clipped", "ratio", "gap", "kl", "negative_logprob", "loss"]
+        names = ["tokens", "clipped", "ratio", "gap", "kl", "sampler_kl", "negative_logprob", "loss"]
         totals = self.accelerator.reduce(
             torch.tensor([sums.values[name] for name in names], dtype=torch.float64).to(self.device), "sum"
         ).tolist()
@@ -296,6 +332,7 @@ class Trainer:
             "ratio": total["ratio"] / tokens,
             "logprob_gap_mean": total["gap"] / tokens,
             "logprob_gap_max": sums.gap_max,
+            "sampler_kl": total["sampler_kl"] / tokens,
             "negative_logprob": total["negative_logprob"] / tokens,
         }
 
@@ -345,6 +382,8 @@ class Trainer:
         )
 
     def _finish(self) -> None:
+        if self.accelerator.is_main_process:
+            self.sampler.drop_adapter()
         best = self.state["best"]
         folder = self.ctx.dir / ("best" if best else "model")
         if not best:

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..datasets.chat import ChatTemplate, load_tokenizer
 from ..pipeline.models import local_model
 from ..pipeline.protocol import SERVER_VARIABLE
 from ..pipeline.sizes import context_length
+from ..recipe import LoraSettings, serving
 from ..records import Prompt, RolloutGroup
+from ..rollout.adapters import can_serve, drop_adapter, push_adapter
 from ..rollout.client import RolloutClient, Sampling
-from ..rollout.server import RolloutServer
-from ..rollout.weights import push_weights, serve_model
+from ..rollout.everywhere import load_everywhere, next_version, push_everywhere
+from ..rollout.fleet import open_servers
+from ..rollout.lease import own_weights
+from ..rollout.sleeping import put_to_sleep, wake
 from .context import StepContext
 
 if TYPE_CHECKING:
     import torch
 
+UNSERVED = ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out")  # adapters on these are merged instead
+
 
 class Sampler:
     """The policy's sampler: prompts in, judged-to-be responses out, and new weights when they come."""
 
-    def __init__(self, client: RolloutClient, template: ChatTemplate, context: int) -> None:
+    def __init__(
+        self, client: RolloutClient, template: ChatTemplate, context: int, sleep_level: int = 0
+    ) -> None:
         self.client, self.template, self.context = client, template, context
+        self.sleep_level = sleep_level  # 0: the server has memory of its own and never sleeps
 
     @property
     def pad_id(self) -> int:
@@ -53,21 +63,95 @@ class Sampler:
         stopping = replace(sampling, stop_token_ids=self.template.end_token_ids)
         return self.client.generate(prompts, stopping, on_group=count, positions=positions)
 
+    # Where the server and training take turns on the same GPUs
+
+    def sleep(self, is_main: bool) -> None:
+        """Have the server give its GPU memory back for training, where the recipe colocates the two."""
+        if self.sleep_level and is_main:
+            put_to_sleep(self.client, self.sleep_level)
+
+    def wake(self, is_main: bool) -> None:
+        """Have it take its memory again. After sleep of level 2 weights must be loaded or pushed next."""
+        if self.sleep_level and is_main:
+            wake(self.client)
+
+    # Whole weights
+
     def load(self, model: str) -> None:
         """Have the server sample from the model of a folder; it reads the files itself."""
-        serve_model(self.client, Path(model), self._next_version())
+        load_everywhere(self.client, Path(model), next_version(self.client))
 
     def push(self, weights: Iterable[tuple[str, torch.Tensor]], is_main: bool) -> None:
         """Have the server sample from these weights. Every process calls it: sharded weights are gathered one by one
-        as they are read, which all processes take part in."""
+        as they are read, which all processes take part in, and so they do where the server's weights can only be proven
+        by the model's log-probabilities (training.whole.WholeWeights)."""
         if is_main:
-            push_weights(self.client, weights, self._next_version())
+            try:
+                push_everywhere(self.client, weights, next_version(self.client))
+            finally:
+                getattr(weights, "done", lambda: None)()
         else:
             for _ in weights:
                 pass
+            getattr(weights, "follow", lambda: None)()
 
-    def _next_version(self) -> int:
-        return self.client.wait_ready().weight_version + 1
+    @contextmanager
+    def turn(
+        self,
+        holder: str,
+        mark: int,
+        weights: Callable[[], Iterable[tuple[str, torch.Tensor]]],
+        *,
+        wait_s: float = 3600.0,
+        term_s: float = 3600.0,
+    ) -> Iterator[int]:
+        """A turn on a server that several trainings share: within it the server holds this one's weights, and others
+        wait. Gives their version on the server.
+
+        holder: who asks, such as the step's id. mark: the number of its updates, to know weights that are there still.
+        weights: called only when the server holds others. One process of a training calls it.
+        """
+
+        def push() -> int:
+            version = next_version(self.client)
+            push_everywhere(self.client, weights(), version)
+            return version
+
+        def held() -> int:
+            return next_version(self.client) - 1
+
+        folder = self.client.shared_folder
+        with own_weights(folder, holder, mark, push, held, wait_s=wait_s, term_s=term_s) as (_, version):
+            yield version
+
+    # Adapters
+
+    def can_adapt(self, lora: LoraSettings) -> bool:
+        """Whether all servers take the adapters that such a training makes; else they are merged and pushed whole."""
+        targets = [lora.targets] if isinstance(lora.targets, str) else lora.targets
+        served = not any(target.rpartition(".")[2] in UNSERVED for target in targets)
+        self.client.wait_ready()
+        return served and all(can_serve(member.state(), lora.rank) for member in self.client.living())
+
+    def with_adapter(self, name: str) -> Sampler:
+        """This sampler, sampling from the newest version of an adapter."""
+        bound = copy.copy(self)
+        bound.client = self.client.with_adapter(name)
+        return bound
+
+    def push_adapter(self, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+        """Have the server sample from its model with these adapters, for a sampler made by with_adapter."""
+        name = self.client.adapter
+        assert name is not None
+        versions = [
+            member.adapters()[name].version for member in self.client.living() if name in member.adapters()
+        ]
+        push_adapter(self.client, tensors.items(), config, name, max(versions, default=0) + 1)
+
+    def drop_adapter(self) -> None:
+        """Have the server forget the adapter of a sampler made by with_adapter."""
+        if self.client.adapter is not None:
+            drop_adapter(self.client, self.client.adapter)
 
 
 @contextmanager
@@ -77,14 +161,19 @@ def open_sampler(ctx: StepContext) -> Iterator[Sampler]:
         ctx.recipe.chat_template, load_tokenizer(ctx.recipe.model, ctx.recipe.revision), ctx.recipe.model
     )
     context = context_length(ctx.recipe)
+    level = ctx.recipe.server.sleep_level if ctx.recipe.server.colocate else 0
     state_file = os.environ.get(SERVER_VARIABLE)
     if state_file is not None:
         with RolloutClient(Path(state_file), decode=template.decode) as client:
-            yield Sampler(client, template, context)
+            sampler = Sampler(client, template, context, level)
+            sampler.wake(
+                int(os.environ.get("RANK", "0")) == 0
+            )  # a training stage before may have let it sleep
+            yield sampler
         return
     folder = ctx.dir / "server"
-    with RolloutServer(ctx.recipe.server, local_model(ctx.recipe), folder, folder / "log.txt") as server:
+    with open_servers(serving(ctx.recipe), local_model(ctx.recipe), folder, folder / "log.txt") as server:
         print("no server of a run to share: starting one for this stage", flush=True)
         server.wait_ready()
         with RolloutClient(server.state_file, decode=template.decode) as client:
-            yield Sampler(client, template, context)
+            yield Sampler(client, template, context, level)

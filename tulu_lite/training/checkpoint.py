@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PretrainedConfig
 
 from ..files import write_json
 from .folders import new_folder, write_tensors
-from .model import merged_weights, unwrapped
+from .model import adapter_tensors, merged_weights, unwrapped
 from .sharding import agree, assign, from_all, is_main, rank, spread_like, whole
 from .zero import is_zero, optimizer_tensors, set_optimizer_tensors, shape_of
 
@@ -225,7 +225,7 @@ def export_model(
     """
     failure: Exception | None = None
     inner: Any = unwrapped(model)
-    adapter = _kept(_adapter(inner))
+    adapter = _kept(adapter_tensors(model))
     weights = merged_weights(model)
     if is_main():
         try:
@@ -302,15 +302,3 @@ def _write_configs(
         tokenizer.save_pretrained(str(folder))
     finally:
         tokenizer.chat_template = before
-
-
-def _adapter(inner: Any) -> dict[str, Tensor]:
-    """The adapter's tensors under peft's file names; nothing without LoRA."""
-    if not hasattr(inner, "peft_config"):
-        return {}
-    from peft import get_peft_model_state_dict
-
-    trained = {
-        name: whole(parameter).cpu() for name, parameter in inner.named_parameters() if "lora_" in name
-    }
-    return get_peft_model_state_dict(inner, state_dict=trained)

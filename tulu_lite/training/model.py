@@ -64,6 +64,9 @@ def _from_pretrained(name: str, revision: str | None) -> Any:
             if "scaled_dot_product_attention" not in str(error):
                 raise
             model, report = load(name, attn_implementation="eager", **options)
+        if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+            # Gemma 2: sdpa leaves the cap out, which is 5e-3 in a log-probability
+            model.set_attn_implementation("eager")
     except (OSError, ValueError, KeyError) as error:
         why = str(error).strip().split("\n")[0]
         raise TuluLiteError(
@@ -171,7 +174,8 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     Adapters are merged in one layer at a time: W + (alpha / rank) B A; the trained module is not changed. What is
     not adapted is given as it is, not copied: use or copy each tensor before the next is asked for and before the
-    next optimiser step. Sharded weights are gathered one by one, so every process must run through the iterator.
+    next optimiser step. Sharded weights are gathered one by one (of a mixture of experts layer by layer), so every
+    process must run through the iterator.
     """
     inner: Any = unwrapped(model)
     if hasattr(inner, "peft_config"):
@@ -180,6 +184,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         base, prefix, layers = inner, "", {}
     tied = set(getattr(base, "all_tied_weights_keys", None) or {})
     pending: dict[str, Tensor] = {}
+    layer_of_pending = None
     converted = getattr(base, "_weight_conversions", None)
     for key, value in inner.state_dict(keep_vars=True).items():
         owner, _, leaf = key.rpartition(".")
@@ -189,13 +194,24 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         name = f"{owner.removesuffix('.base_layer')}.{leaf}".removeprefix(prefix)
         if name in tied:
             continue
+        if pending and _block(name) != layer_of_pending:
+            yield from revert_weight_conversion(base, pending).items()
+            pending = {}
         with _merged(value, layer if leaf == "weight" else None) as tensor:
-            if converted:  # such as experts held in one tensor: the conversion needs several at once
+            if converted:  # such as experts in one tensor: the conversion needs several of a layer at once
                 pending[name] = tensor.clone() if hasattr(value, "ds_id") else tensor
+                layer_of_pending = _block(name)
             else:
                 yield name, tensor
-    if converted:
+    if pending:
         yield from revert_weight_conversion(base, pending).items()
+
+
+def _block(name: str) -> str:
+    """What a weight's layer is called: its name up to the first number, such as model.layers.3; "" outside of layers."""
+    parts = name.split(".")
+    place = next((number for number, part in enumerate(parts) if part.isdigit()), None)
+    return "" if place is None else ".".join(parts[: place + 1])
 
 
 @contextmanager
@@ -211,6 +227,29 @@ def _merged(value: Tensor, layer: Any = None) -> Iterator[Tensor]:
             for adapter in layer.active_adapters:
                 tensor = tensor + layer.get_delta_weight(adapter).to(tensor.dtype)
         yield whole(tensor)
+
+
+@torch.no_grad()
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The adapter's tensors, whole and on the CPU, under the names that peft saves them by; empty without LoRA.
+
+    Every process calls it where weights are sharded.
+    """
+    inner: Any = unwrapped(model)
+    if not hasattr(inner, "peft_config"):
+        return {}
+    from peft import get_peft_model_state_dict
+
+    trained = {
+        name: whole(parameter).cpu() for name, parameter in inner.named_parameters() if "lora_" in name
+    }
+    return get_peft_model_state_dict(inner, state_dict=trained)
+
+
+def adapter_config(model: nn.Module) -> dict[str, Any]:
+    """peft's configuration of the adapter, as it goes into adapter_config.json."""
+    inner: Any = unwrapped(model)
+    return inner.peft_config["default"].to_dict()
 
 
 def reference_of(

@@ -85,11 +85,11 @@ def collate(items: Sequence[Answered], device: torch.device, pad_id: int) -> tup
 
 def reward(rollout: Rollout, stage: RlvrStage) -> float:
     """The reward of a judged response; NaN when it has no score."""
-    if rollout.score is None:
+    if rollout.verdict is None or rollout.verdict.reward is None:
         return float("nan")
     if not rollout.finished and stage.unfinished_reward is not None:
         return stage.unfinished_reward
-    return rollout.score * stage.reward_scale
+    return rollout.verdict.reward * stage.reward_scale
 
 
 def reward_figures(groups: Sequence[RolloutGroup], stage: RlvrStage) -> dict[str, float]:

@@ -11,7 +11,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from verifiers.constraints import language, segment
+from verifiers.constraints import detection, segment
+from verifiers.constraints.punkt import sentences
+from verifiers.constraints.treebank import tokens
 
 MORE, LESS = "at least", "less than"
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
@@ -48,7 +50,7 @@ def number_words(text: str, num_words: int, relation: str) -> bool:
 
 
 def number_sentences(text: str, num_sentences: int, relation: str) -> bool:
-    return relates(segment.count_sentences(text), relation, num_sentences)
+    return relates(len(sentences(text)), relation, num_sentences)
 
 
 def number_paragraphs(text: str, num_paragraphs: int) -> bool:
@@ -93,8 +95,9 @@ def postscript(text: str, postscript_marker: str) -> bool:
 
 
 def number_bullet_lists(text: str, num_bullets: int) -> bool:
-    stars = re.findall(r"^\s*\*[^\*].*$", text, re.MULTILINE)
-    dashes = re.findall(r"^\s*-.*$", text, re.MULTILINE)
+    # not ^\s*, which tries every run of empty lines from each of its lines
+    stars = re.findall(r"^[^\S\n]*\*[^\*].*$", text, re.MULTILINE)
+    dashes = re.findall(r"^[^\S\n]*-.*$", text, re.MULTILINE)
     return len(stars) + len(dashes) == num_bullets
 
 
@@ -163,16 +166,16 @@ def quotation(text: str) -> bool:
 
 
 def capital_word_frequency(text: str, capital_frequency: int, capital_relation: str) -> bool:
-    count = sum(token.isupper() for token in segment.tokens(text))
+    count = sum(token.isupper() for token in tokens(text))
     return relates(count, capital_relation, capital_frequency)
 
 
 def english_capital(text: str) -> bool:
-    return text.isupper() and language.is_language(text, "en")
+    return text.isupper() and detection.is_language(text, "en")
 
 
 def english_lowercase(text: str) -> bool:
-    return text.islower() and language.is_language(text, "en")
+    return text.islower() and detection.is_language(text, "en")
 
 
 def no_comma(text: str) -> bool:
@@ -180,7 +183,4 @@ def no_comma(text: str) -> bool:
 
 
 def response_language(text: str, language: str) -> bool:
-    return _is_language(text, language)
-
-
-_is_language = language.is_language
+    return detection.is_language(text, language)

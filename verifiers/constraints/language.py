@@ -112,7 +112,7 @@ def detect(text: str) -> str | None:
     letters = [char for char in text[: 4 * MAX_LETTERS] if char.isalpha()][:MAX_LETTERS]
     if not letters:
         return None
-    scripts = Counter(_script(char) for char in letters)
+    scripts = Counter(script_of(char) for char in letters)
     if scripts["HIRAGANA"] + scripts["KATAKANA"] > 0.05 * len(letters):
         return "ja"
     script = scripts.most_common(1)[0][0]
@@ -130,7 +130,8 @@ def is_language(text: str, code: str) -> bool:
     return found is None or found == code
 
 
-def _script(char: str) -> str:
+def script_of(char: str) -> str:
+    """The first word of a character's name in Unicode: LATIN, CJK, HIRAGANA; LATIN for all of ASCII."""
     if char.isascii():
         return "LATIN"
     return unicodedata.name(char, "?").split()[0]

@@ -7,15 +7,12 @@ words and know Unicode's other commas.
 from __future__ import annotations
 
 import functools
-import json
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
 
 from verifiers.base import Verdict, correct, incorrect
 from verifiers.constraints import language as languages
-from verifiers.constraints import segment
-from verifiers.errors import BadReference, SpecError
+from verifiers.constraints.measure import Unit, measure
+from verifiers.errors import SpecError
 from verifiers.registry import verifier
 
 _COMMAS = ",\u060c\u3001\uff0c\ufe50\ufe51\uff64\u055d\u07f8\u1363\u1802\u1808\u201a"
@@ -128,32 +125,25 @@ class Excludes:
         return _verdict(not found, f"has {', '.join(found)}")
 
 
-Unit = Literal["words", "characters", "sentences", "paragraphs", "lines"]
-
-
-@verifier("length")
+@verifier("length", version="2")
 class Length:
-    """min to max words, characters, sentences, paragraphs or lines. Words are \\w+ with a letter or digit."""
+    """min to max words, characters, sentences, paragraphs, lines or (estimated) tokens.
+
+    What is invisible counts nothing. Words are what white space separates, and single characters of scripts
+    without spaces; of words joined by punctuation more than three count one by one towards `max`.
+    """
 
     def __init__(self, unit: Unit, min: int | None = None, max: int | None = None) -> None:
         _check_range("length", min, max)
         self.unit, self.least, self.most = unit, min, max
 
     def verify(self, response: str) -> Verdict:
-        if not response.strip():
+        low, high = measure(response, self.unit)
+        if not low and not _written(response):
             return incorrect("the response is empty")
-        return _within(_measure(response.strip(), self.unit), self.least, self.most, self.unit)
-
-
-def _measure(text: str, unit: Unit) -> int:
-    if unit == "words":
-        return sum(word.strip("_") != "" for word in segment.words(text))
-    if unit == "characters":
-        return len(text)
-    if unit == "sentences":
-        return segment.count_sentences(text)
-    pieces = re.split(r"\n\s*\n" if unit == "paragraphs" else r"\n", text)
-    return sum(bool(piece.strip()) for piece in pieces)
+        if self.most is not None and high > self.most:
+            return _within(high, None, self.most, self.unit)
+        return _within(low, self.least, None, self.unit)
 
 
 @verifier("regex")
@@ -209,104 +199,3 @@ class Language:
     def verify(self, response: str) -> Verdict:
         found = languages.detect(response)
         return _verdict(found == self.code, f"is {found or 'no language'}, not {self.code}")
-
-
-# ---------------------------------------------------------------- formats
-
-_THINK_ANSWER = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-
-
-@verifier("think_answer", runs="inline", strip_thinking=False)
-def think_answer(response: str, opened: bool = False) -> Verdict:
-    """<think>...</think><answer>...</answer>, each once, neither empty, nothing around them (DeepSeek-R1,
-    arXiv:2501.12948, section 2.2.2).
-
-    opened: the chat template already wrote the first <think>.
-    """
-    text = "<think>" + response if opened else response
-    for tag in ("<think>", "</think>", "<answer>", "</answer>"):
-        if text.count(tag) != 1:
-            return incorrect(f"{tag} occurs {text.count(tag)} times")
-    match = _THINK_ANSWER.fullmatch(text)
-    if match is None:
-        return incorrect("is not <think>...</think><answer>...</answer>")
-    if not match.group(1).strip() or not match.group(2).strip():
-        return incorrect("the reasoning or the answer is empty")
-    return correct(extracted=match.group(2).strip())
-
-
-def read_json(response: str) -> Any:
-    """The JSON value that a response is, alone or in one fence. Raises ValueError."""
-    text = response.strip()
-    fence = re.fullmatch(r"```(?:json|JSON)?[ \t]*\n(.*)\n?```", text, re.DOTALL)
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        return json.loads(
-            fence.group(1) if fence else text, parse_constant=refuse, object_pairs_hook=_no_repeats
-        )
-    except RecursionError as fault:
-        raise ValueError("nested too deep") from fault
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return made
-
-
-@verifier("json")
-def json_only(response: str) -> Verdict:
-    """The whole response is one JSON value, alone or in one ```json fence."""
-    try:
-        read_json(response)
-    except ValueError as fault:
-        return incorrect(f"no JSON: {fault}")
-    return correct()
-
-
-def _check_schema(schema: Any) -> Any:
-    """A validator of the schema. Raises SpecError without jsonschema, BadReference for a wrong schema."""
-    try:
-        import jsonschema  # type: ignore[import-untyped]
-        from referencing import Registry
-    except ImportError as fault:
-        raise SpecError("json_schema needs the package jsonschema", cure="pip install jsonschema") from fault
-    if not isinstance(schema, (Mapping, bool)):
-        raise BadReference(f"a JSON schema is a mapping, got {type(schema).__name__}")
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    try:
-        kind.check_schema(schema)
-    except jsonschema.SchemaError as fault:
-        raise BadReference(f"not a JSON schema: {fault.message}") from fault
-    registry: Any = Registry()  # empty: a $ref must not fetch anything
-    return kind(schema, registry=registry)
-
-
-@verifier("json_schema")
-class JsonSchema:
-    """The response is one JSON value that the schema allows; the schema is the argument or the reference."""
-
-    def __init__(self, schema: dict[str, Any] | None = None) -> None:
-        self.validator = None
-        if schema is not None:
-            try:
-                self.validator = _check_schema(schema)
-            except BadReference as fault:
-                raise SpecError(f"json_schema: {fault}") from fault
-
-    def check_reference(self, reference: Any) -> None:
-        if self.validator is None:
-            _check_schema(reference)
-
-    def verify(self, response: str, reference: Any = None) -> Verdict:
-        validator = self.validator if self.validator is not None else _check_schema(reference)
-        try:
-            value = read_json(response)
-        except ValueError as fault:
-            return incorrect(f"no JSON: {fault}")
-        miss = next(validator.iter_errors(value), None)
-        return correct() if miss is None else incorrect(f"{miss.json_path}: {miss.message}")

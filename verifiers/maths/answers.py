@@ -9,18 +9,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 
 from verifiers.maths import numerals
+from verifiers.maths.spelling import TooComplex, clean
 
-MAX_LENGTH = 2_000  # characters of an answer
 MAX_PARTS = 100  # of a list
 MAX_DEPTH = 6
-
-
-class TooComplex(Exception):
-    """The answer is longer or deeper than any answer to a question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,65 +32,7 @@ class Answer:
     shape: tuple[int, int] = (0, 0)  # of a matrix
 
 
-_REPLACED = [
-    (re.compile(r",(?:\\[!,;] *)+"), ","),
-    (
-        re.compile(
-            r"\\(?:left|right|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|displaystyle|limits|mathstrut)(?![A-Za-z])\.?"
-        ),
-        "",
-    ),
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\(?:leqslant|leq|le)(?![A-Za-z])|<=|\u2264"), r"\\le "),
-    (re.compile(r"\\(?:geqslant|geq|ge)(?![A-Za-z])|>=|\u2265"), r"\\ge "),
-    (re.compile(r"\\(?:neq|ne)(?![A-Za-z])|!=|\u2260"), r"\\ne "),
-    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
-    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
-    (re.compile(r"\u221e|\binfinity\b|\boo\b"), r"\\infty "),
-    (re.compile(r"\+ *\\infty"), r"\\infty"),
-    (re.compile(r"\u222a"), r"\\cup "),
-    (re.compile(r"\u2208"), r"\\in "),
-    (re.compile(r"\\(?:approx|simeq|thickapprox)(?![A-Za-z])|\u2248"), r"\\approx "),
-    (re.compile(r"\u00b1"), r"\\pm "),
-    (re.compile(r"\\colon(?![A-Za-z])"), ":"),
-    (re.compile(r"\\l?vert(?![A-Za-z])"), "|"),
-    (re.compile(r"\\rvert(?![A-Za-z])"), "|"),
-    (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
-    (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
-    (
-        re.compile(r"\\(?:text|mbox|textrm|mathrm)\{[ ,;]*(?:and|or)[ ,]*\}|\\(?:lor|land|vee)(?![A-Za-z])"),
-        " , ",
-    ),
-    (re.compile(r"(?<![A-Za-z\\])(?:,? *)(?:and|or)(?![A-Za-z])"), " , "),
-    (re.compile(r"(?<=\d)(?:and|or)(?=[ (\dA-Z])|(?<=\))(?:and|or)(?=\()"), " , "),
-    (re.compile(r"(?<!\\)\\(?:q?quad|[,;: ])|~|\n"), " "),
-    (re.compile(r"\\!|\{,\}(?=\D)"), ""),
-    (re.compile(r"\{,\}"), ","),
-    (re.compile(r"(?<!,) *, *(?:, *)+"), ", "),
-]
-_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
-
-
-def clean(text: str) -> str:
-    """One spelling for what is written in many ways. Raises TooComplex."""
-    if len(text) > MAX_LENGTH:
-        raise TooComplex(f"an answer of {len(text)} characters")
-    text = numerals.plain_characters(text).strip()
-    text = text.replace("{,}", ",")
-    for pattern, replacement in _REPLACED:
-        text = pattern.sub(replacement, text)
-    text = text.strip()
-    for left, right in _DELIMITERS:
-        if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
-            inner = text[len(left) : -len(right)]
-            if left not in inner:
-                text = inner.strip()
-    if re.search(r"(?<!\\)\$", text) and not re.match(r"-?\$\d", text):
-        text = re.sub(r"(?<!\\)\$", " ", text)  # "$1$, $2$ and $3$"
-    text = text.strip().rstrip(",;").removesuffix("\\").strip()
-    return text if text.endswith("..") else text.removesuffix(".").strip()
-
-
+@functools.lru_cache(maxsize=4096)
 def read(text: str) -> Answer:
     """The structure of an answer. Raises TooComplex; everything that has no other structure is a leaf."""
     return _read(clean(text), 0)
@@ -105,7 +44,7 @@ def _read(text: str, depth: int) -> Answer:
     text = text.strip().strip(",;").strip()
     if numerals.parse(text) is not None:
         return Answer("leaf", text)
-    if matrix := _matrix(text, depth):
+    if (matrix := _matrix(text, depth) or _system(text, depth)) is not None:
         return matrix
     while text.startswith("{") and _closing(text, 0) == len(text) - 1:
         text = text[1:-1].strip()
@@ -140,9 +79,12 @@ def _read_one(text: str, depth: int) -> Answer:
         return bracketed
     if ":" in text and len(pieces := split(text, ":")) > 1 and all(piece.strip() for piece in pieces):
         return Answer("ratio", text, _read_all(pieces, depth))
-    if r"\pm" in text or r"\mp" in text:
+    if _PLUS_MINUS.search(text):
         return Answer("list", text, tuple(_read(_signed(text, sign), depth + 1) for sign in (0, 1)))
     return Answer("leaf", text)
+
+
+_PLUS_MINUS = re.compile(r"\\[pm][pm](?![A-Za-z])")
 
 
 def _signed(text: str, which: int) -> str:
@@ -169,8 +111,17 @@ def _relation(text: str, depth: int) -> Answer | None:
     return Answer("relation", text, _read_all(pieces, depth), operators=tuple(op for _, _, op in cuts))
 
 
+# {x | x > 5}: what its condition says
+_BUILDER = re.compile(
+    r"\\\{ *[A-Za-z] *(?:\\in *\\mathbb\{R\} *)?(?:\||:|\\mid(?![A-Za-z])) *(?P<condition>[^|:]+?) *\\\}",
+    re.DOTALL,
+)
+
+
 def _bracketed(text: str, depth: int) -> Answer | None:
     if text.startswith(r"\{") and text.endswith(r"\}") and _closing(text, 1) == len(text) - 1:
+        if (builder := _BUILDER.fullmatch(text)) is not None:
+            return _read(builder["condition"], depth + 1)
         return Answer("set", text, _read_all(split(text[2:-2], ",;"), depth))
     if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _closing(text, 0) == len(text) - 1:
         pieces = split(text[1:-1], ",;")
@@ -194,6 +145,17 @@ def _matrix(text: str, depth: int) -> Answer | None:
         return None
     flat = _read_all([cell or "?" for row in cells for cell in row], depth)
     return Answer("matrix", text, flat, shape=(len(cells), len(cells[0])))
+
+
+def _system(text: str, depth: int) -> Answer | None:
+    """The list of a system's equations, one a line; a function by cases (with "&") is none."""
+    match = re.fullmatch(
+        r"(?:\\\{)?\\begin\{(cases|aligned|array)\}(?:\{l\})?(.*)\\end\{\1\}", text, re.DOTALL
+    )
+    if match is None or "&" in match.group(2) or r"\begin" in match.group(2):
+        return None
+    lines = [line.strip(" ,") for line in match.group(2).split(r"\\") if line.strip(" ,")]
+    return Answer("list", text, _read_all(lines, depth)) if len(lines) > 1 else None
 
 
 def split(text: str, separators: str) -> list[str]:

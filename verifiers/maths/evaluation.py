@@ -31,6 +31,7 @@ class Expression:
     evaluate: Node
     symbols: frozenset[str]
     complex: bool  # the imaginary unit occurs
+    text: str = ""  # what it was read from
 
     def irrational(self) -> bool:
         """Whether it is a number that is not computed as an exact fraction."""
@@ -169,8 +170,11 @@ NAMED = {
 }
 
 
-def value_at(expression: Expression, point: Mapping[str, Any]) -> Any:
-    """A finite number, or None where there is none (or only a complex one of a real expression)."""
+def value_at(expression: Expression, point: Mapping[str, Any], real: bool = True) -> Any:
+    """A finite number, or None where there is none.
+
+    real: of an expression without the imaginary unit, only a real value counts.
+    """
     mp = mp_context()
     try:
         value = expression.evaluate(point)
@@ -179,7 +183,7 @@ def value_at(expression: Expression, point: Mapping[str, Any]) -> Any:
         if not mp.isfinite(value):
             return None
         imaginary = mp.im(value)
-        if imaginary and not expression.complex:
+        if imaginary and real and not expression.complex:
             if abs(imaginary) > mp.mpf(10) ** (-AGREE) * abs(value):
                 return None
             value = mp.re(value)

@@ -100,7 +100,7 @@ def read(text: str) -> Expression | None:
             raise Unreadable(f"{parser.peek()!r} left over")
     except (Unreadable, RecursionError):
         return None
-    return Expression(node, frozenset(parser.symbols), parser.imaginary)
+    return Expression(node, frozenset(parser.symbols), parser.imaginary, text)
 
 
 class _Parser:
@@ -112,6 +112,7 @@ class _Parser:
         self.symbols: set[str] = set()
         self.imaginary = False
         self.bars = 0
+        self.bare_end = -1  # where the last {...} of its own ended
 
     def peek(self, ahead: int = 0) -> str:
         index = self.position + ahead
@@ -146,6 +147,10 @@ class _Parser:
                 # "2 3" is two numbers side by side, not a product
                 if token[0].isdigit() and self.tokens[self.position - 1][-1].isdigit():
                     raise Unreadable("two numbers side by side")
+                if (token[0].isdigit() and self.bare_end == self.position) or (
+                    token == "{" and self.peek(1)[:1].isdigit()
+                ):
+                    raise Unreadable("digits in braces side by side")  # {5}{1} is printed as 51
                 value = binary("*", value, self.power(depth))
             elif token == "|" and not self.bars:
                 value = binary("*", value, self.power(depth))
@@ -189,7 +194,7 @@ class _Parser:
         token = self.peek()
         if len(token) > 1 and token.isdigit() and self.position and "\\" in "".join(self.tokens):
             raise Unreadable("an exponent of several digits without braces")  # TeX reads x^12 as x^1 2
-        return self.atom(depth + 1)
+        return self._number(self.take()) if token.isdigit() else self.atom(depth + 1)
 
     def postfix(self, value: Node, depth: int) -> Node:
         while self.peek() == "!":
@@ -223,7 +228,7 @@ class _Parser:
         if token[0].isdigit() or token[0] == ".":
             if self.peek() == "_":
                 raise Unreadable("a number with a subscript")
-            return self._number(token)
+            return self._mixed(token) or self._number(token)
         closing = {
             "(": ")",
             "{": "}",
@@ -237,6 +242,8 @@ class _Parser:
             value = self.sum(depth + 1)
             self.take(closing[token])
             self.bars = bars
+            if token == "{":
+                self.bare_end = self.position
             return unary(BRACKETS[token], value) if token in BRACKETS else value
         if token == "|":
             self.bars += 1
@@ -249,6 +256,19 @@ class _Parser:
         if token.isalpha():
             return self.symbol(token)
         raise Unreadable(f"{token!r}")
+
+    def _mixed(self, token: str) -> Node | None:
+        """3\\frac{1}{2} is three and a half, as schools write it, and no product."""
+        written = "".join(self.tokens[self.position : self.position + 7])
+        match = re.match(r"\\frac(?:\{(\d+)\}\{(\d+)\}|(\d)(\d)(?!\d))", written)
+        if match is None or not token.isdigit():
+            return None
+        top, bottom = int(match[1] or match[3]), int(match[2] or match[4])
+        if not 0 < top < bottom:
+            return None
+        self.position += 7 if match[1] else 2 if self.peek(1) == match[3] + match[4] else 3
+        value = int(token) + Fraction(top, bottom)
+        return lambda _: value
 
     def _number(self, token: str) -> Node:
         number = Fraction(token)

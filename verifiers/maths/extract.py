@@ -7,8 +7,17 @@ import re
 MAX_BOX = 2_000  # characters of one box
 
 _BOX = re.compile(r"\\(?:boxed|fbox) *(?:\{|(?=[\dA-Za-z]))")
+# What may stand between two boxes that are one answer of several parts: "and", a part's name ("for part (a)"), a
+# noun with "and" ("\boxed{1} paper and \boxed{2} bins"), and before the second what it is ("and y = \boxed{2}")
+_JOIN = r"(?:for +)?part +\(?\w\)?|\b(?:and|or)\b"
 _BETWEEN = re.compile(
-    r"(?:[\s$,;.*]|\\[()\[\],;: ]|\\q?quad|\band\b|\bor\b|\\(?:text|mbox) *\{ *,? *(?:and|or)? *\}){0,40}"
+    rf"(?:[\s$,;.*]|\\[()\[\],;: ]|\\q?quad|{_JOIN}|\\(?:text|mbox) *\{{(?:[ ,]|{_JOIN}){{0,6}}\}}"
+    r"|\b(?!is|was|not|wrong|but|then|thus|hence|gives|rather|instead|first)[a-z]{3,12} +and\b){0,40}"
+    r"(?:(?<=[\s($])[A-Za-z](?:_\w|_\{\w{1,4}\})? *= *)?"
+)
+_MAX_BETWEEN = 60
+_MINERVA = re.compile(
+    r"Final Answer:? +The final answer is (?P<said>[^\n]{1,400})\. I hope it is correct\.?\s*\Z"
 )
 _PERCENT = re.compile(r"\s*(?:\$|\\\)|\\\])?\s*(?:\\?%|per ?cent|pct\b)", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
@@ -54,8 +63,10 @@ def last_boxes(text: str) -> list[str] | None:
     row = [found[-1]]
     for box in reversed(found[:-1]):
         between = text[box[1] : row[-1][0]]
-        if len(between) > 40 or not _BETWEEN.fullmatch(between):
+        if len(between) > _MAX_BETWEEN or not _BETWEEN.fullmatch(between):
             break
+        if "=" in between and not re.search(r"\band\b", between):
+            break  # "x = 1, y = 2" may well be steps; "x = 1 and y = 2" is an answer
         row.append(box)
     contents = [content.strip() for _, _, content in reversed(row)]
     if contents and contents[-1] and _PERCENT.match(text, row[0][1]):
@@ -88,6 +99,20 @@ def after_hashes(text: str) -> str | None:
     return after.strip().split("\n")[0].strip() if mark else None
 
 
+def closing_sentence(text: str) -> str | None:
+    """What the sentence says that Minerva's prompt asks for, word for word and at the very end.
+
+    It is a form as explicit as a box, so it stands above boxes in the working; a box in it is read as such.
+    """
+    match = _MINERVA.search(text, max(0, len(text) - 600))
+    if match is None or "\\boxed" in match["said"]:
+        return None
+    said = re.sub(r'^\s*\\?"|\\?"\s*$', "", match["said"]).strip()
+    if (maths := _MATH.fullmatch(said)) is not None:
+        said = next(group for group in maths.groups() if group is not None).strip()
+    return said
+
+
 def after_answer_is(text: str) -> str | None:
     """What follows the last "the answer is" up to the end of its sentence, math delimiters removed."""
     matches = list(_ANSWER_IS.finditer(text))
@@ -102,6 +127,13 @@ def after_answer_is(text: str) -> str | None:
     if (math := _MATH.fullmatch(sentence)) is not None:
         sentence = next(group for group in math.groups() if group is not None).strip()
     return sentence or None
+
+
+def answer_is_a_formula(text: str) -> bool:
+    """Whether the last "the answer is" is followed by a formula between dollars (and not by two prices)."""
+    matches = list(_ANSWER_IS.finditer(text))
+    math = _MATH.match(text[matches[-1].end() :][:MAX_BOX].strip()) if matches else None
+    return math is not None and not re.search(r"[.!?]\s|\b[A-Z]?[a-z]+ [a-z]+\b", math.group())
 
 
 def last_math(text: str) -> str | None:

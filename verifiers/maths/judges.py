@@ -7,12 +7,23 @@ from typing import Any
 
 from verifiers.base import Sample, Verdict, correct, incorrect
 from verifiers.errors import BadReference
-from verifiers.maths import algebra, answers, equality, evaluation, expressions, extract, numerals
-from verifiers.maths.answers import Answer, TooComplex
+from verifiers.maths import (
+    algebra,
+    answers,
+    equality,
+    evaluation,
+    expressions,
+    extract,
+    leaves,
+    numerals,
+    spelling,
+    units,
+)
+from verifiers.maths.answers import Answer
 from verifiers.maths.numerals import Numeral
+from verifiers.maths.restating import restates
+from verifiers.maths.spelling import TooComplex
 from verifiers.registry import verifier
-
-MAX_PROMPT = 20_000  # characters of a question that is searched for the answer
 
 
 def gold_number(reference: Any) -> Numeral:
@@ -38,12 +49,12 @@ def _compare(found: Numeral | None, written: str, gold: Numeral) -> Verdict:
         return incorrect(written)
     if found.value != gold.value:
         return incorrect("another number", written)
-    if not numerals.units_agree(found.unit, gold.unit):
+    if not units.agree(found.unit, gold.unit):
         return incorrect(f"unit {found.unit}, not {gold.unit}", written)
     return correct(extracted=written)
 
 
-@verifier("number", runs="inline", check_reference=gold_number)
+@verifier("number", version="2", runs="inline", check_reference=gold_number)
 def number(response: str, reference: Any) -> Verdict:
     """The last number in the response equals the reference, exactly; units and percent signs are ignored."""
     gold = gold_number(reference)
@@ -51,7 +62,7 @@ def number(response: str, reference: Any) -> Verdict:
     return _compare(found, written, Numeral(gold.value))
 
 
-@verifier("gsm8k", runs="inline", check_reference=gold_number)
+@verifier("gsm8k", version="2", runs="inline", check_reference=gold_number)
 def gsm8k(response: str, reference: Any) -> Verdict:
     """The last \\boxed{}, else the number after the last "####", else the last number, equals the gold.
 
@@ -77,6 +88,13 @@ def gsm8k(response: str, reference: Any) -> Verdict:
 def warm() -> None:
     evaluation.warm()
     algebra.warm()
+
+
+def forget() -> None:
+    """Drop the memory of texts already read (numbers, answers, expressions), so that a measurement is of reading."""
+    numerals.forget()
+    answers.read.cache_clear()
+    expressions.read.cache_clear()
 
 
 def gold_answer(reference: Any) -> Answer:
@@ -117,11 +135,12 @@ def _unread(answer: Answer) -> str | None:
 
 
 def _readable(text: str) -> bool:
-    core, _ = equality.tail(text)
+    core, _ = leaves.tail(text)
     return (
         numerals.parse(text) is not None
-        or equality.words_of(text) is not None
+        or leaves.words_of(text) is not None
         or expressions.read(core) is not None
+        or leaves.geometric(text) is not None
         or re.fullmatch(
             r"-? *\\infty|\\emptyset|\\varnothing|[0-9A-Fa-f]+ *_ *(?:\d|\{ *\w+ *\})", core.strip()
         )
@@ -137,12 +156,12 @@ def _judge(found: list[str] | None, why: str, sample: Sample) -> Verdict:
     written = ", ".join(found)
     try:
         given = answers.read(written)
-        context = equality.Context(sample.prompt, algebra.same)
+        context = leaves.Context(sample.prompt, algebra.same)
         # The same text is the same answer, whatever it means
         if given.text == gold.text:
             return correct(extracted=written)
         if equality.same(gold, given, context):
-            if _restates(gold, given, sample.prompt):
+            if restates(gold, given, sample.prompt):
                 return incorrect("only restates an expression of the question", written)
             return correct(extracted=written)
     except (TooComplex, RecursionError) as fault:
@@ -150,39 +169,14 @@ def _judge(found: list[str] | None, why: str, sample: Sample) -> Verdict:
     return incorrect("another answer", written)
 
 
-def _restates(gold: Answer, given: Answer, prompt: str) -> bool:
-    """Whether the answer is copied from the question: "expand (x+1)^2" is not answered by (x+1)^2.
-
-    Numbers and words may stand in the question and still be its answer, and so may the gold written
-    another way: \\frac{\\pi}{4} for \\pi/4 has the same numbers and symbols.
-    """
-    if not prompt or len(prompt) > MAX_PROMPT or given.kind != "leaf":
-        return False
-    if numerals.parse(given.text) is not None or not re.search(r"[-+*/^\\]", given.text):
-        return False
-    if _atoms(gold.text) == _atoms(given.text):
-        return False
-    copied, question = (_unspaced(text) for text in (given.text, prompt))
-    return re.search(rf"(?<![A-Za-z0-9]){re.escape(copied)}(?![A-Za-z0-9])", question) is not None
-
-
-def _atoms(text: str) -> list[str]:
-    return sorted(re.findall(r"\d+|\\[A-Za-z]+|[A-Za-z]", text.replace("\\frac", "").replace("\\cdot", "")))
-
-
-def _unspaced(text: str) -> str:
-    text = re.sub(r"\\[dtc]frac", r"\\frac", re.sub(r"\\(?:left|right)(?![A-Za-z])", "", text))
-    return re.sub(r"[\s{}]|\\[,;!]", "", text)
-
-
-@verifier("boxed", check_reference=gold_answer, warm=warm)
+@verifier("boxed", version="2", check_reference=gold_answer, warm=warm)
 def boxed(sample: Sample) -> Verdict:
     """The last \\boxed{...} of the response states the reference. Without a box the response is wrong."""
     boxes = extract.last_boxes(extract.answer_part(sample.response))
     return _judge(boxes, "no box" if boxes is None else "the last box is empty or not closed", sample)
 
 
-@verifier("math", check_reference=gold_answer, warm=warm)
+@verifier("math", version="2", check_reference=gold_answer, warm=warm)
 def math(sample: Sample) -> Verdict:
     """The answer equals the reference as mathematics.
 
@@ -194,6 +188,8 @@ def math(sample: Sample) -> Verdict:
 
 
 def _find(text: str) -> tuple[list[str] | None, str]:
+    if (said := extract.closing_sentence(text)) is not None:
+        return [said], ""
     boxes = extract.last_boxes(text)
     if boxes is not None:
         return boxes, "the last box is empty or not closed"
@@ -201,6 +197,8 @@ def _find(text: str) -> tuple[list[str] | None, str]:
         found = place(text)
         if found and (place is not extract.after_answer_is or _readable_alone(found)):
             return [found], ""
+        if found and place is extract.after_answer_is and extract.answer_is_a_formula(text):
+            return [found], ""  # that is the answer, read or not: no number is picked out of it
         if found and "\\" not in found and len(re.findall(r"\d+(?:[.,]\d+)*", found)) == 1:
             text = found
             break
@@ -213,9 +211,20 @@ def _find(text: str) -> tuple[list[str] | None, str]:
 def _readable_alone(text: str) -> bool:
     """Whether the text is nothing but an answer."""
     words = re.findall(r"[A-Za-z]{3,}", re.sub(r"\\(?:text\w*|mbox|mathrm)\{[^{}]*\}|\\[A-Za-z]+", " ", text))
-    if len(text) > answers.MAX_LENGTH or len(words) > 3 or "\n" in text.strip():
+    if len(text) > spelling.MAX_LENGTH or len(words) > 3 or "\n" in text.strip():
         return False
     try:
-        return _unread(answers.read(text)) is None
+        answer = answers.read(text)
     except TooComplex:
         return False
+    return _unread(answer) is None and not (words and _a_sentence(answer))
+
+
+def _a_sentence(answer: Answer) -> bool:
+    """Whether a part reads as words only, with a number in them: "In all it is 18"."""
+    if answer.kind != "leaf":
+        return any(map(_a_sentence, answer.parts))
+    said = re.findall(r"(?<![A-Za-z\\])[A-Za-z]{2,}", answer.text)
+    if not said or not re.search(r"\d", answer.text) or numerals.parse(answer.text) is not None:
+        return False
+    return len(said) > 1 or expressions.read(leaves.tail(answer.text)[0]) is None

@@ -7,11 +7,16 @@ and the caller asks something that costs more.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
+from collections import deque
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+
+from verifiers.maths import units
+from verifiers.maths.units import CURRENCY
 
 MAX_DIGITS = 400  # of one numeral
 MAX_EXPONENT = 400  # of ten
@@ -85,23 +90,40 @@ _SHAPES = re.compile(
     re.ASCII,
 )
 _FRAC_RE = re.compile(_FRAC, re.ASCII)
-_CURRENCY = "$\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9"
-_PREFIX = re.compile(rf"^([+-]?) *(?:\\?[{_CURRENCY}]|US\$|USD|EUR|Rs\.?)* *")
-_TEXT_UNIT = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|rm|operatorname)\b *\{([^{}]*)\}"
-)
-_UNIT = re.compile(r"[A-Za-z][A-Za-z .'/-]{0,60}(?:\^ *\{? *[1-9] *\}?|\*\*[1-9]|[23])?\.?")
-_PERCENT = re.compile(r"\\?%|per ?cent(?:age)?(?: points?)?|pct\.?", re.IGNORECASE)
+_CURRENCY_UNIT = {
+    "$": "$",
+    "USD": "$",
+    "\u20ac": "euro",
+    "EUR": "euro",
+}  # a pound sign may be a weight in words
+_MAY_BEGIN = re.compile(rf"[-+\d.(\\{CURRENCY}U ER]")
+_PREFIX = re.compile(rf"^([+-]?) *(?:\\?[{CURRENCY}]|US\$|USD|EUR|Rs\.?)* *")
+_PLAIN = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
 def parse(text: str) -> Numeral | None:
     """The numeral that is the whole of `text`, or None. Time is linear in the text's length."""
     if len(text) > 4 * MAX_DIGITS:
         return None
+    if _PLAIN.fullmatch(text):  # what nine answers of ten are
+        return Numeral(Fraction(int(text)))
+    return _parse(text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse(text: str) -> Numeral | None:
     text = _tidy(text)
+    if not text or not _MAY_BEGIN.match(text):
+        return None
     prefix = _PREFIX.match(text)
+    currency = ""
     if prefix is not None and prefix.end():
+        currency = next((unit for mark, unit in _CURRENCY_UNIT.items() if mark in prefix.group()), "")
         text = prefix.group(1) + text[prefix.end() :]
+        if currency == "$" and "$" in text:  # "$125$ miles": dollars around mathematics
+            currency = ""
+    if _REPEATING_MARK.search(text):
+        return _repeating(text)
     number = _SHAPES.match(text)
     if number is None:
         return None
@@ -111,11 +133,41 @@ def parse(text: str) -> Numeral | None:
     rest = text[number.end() :]
     percent, unit = False, ""
     if rest.strip():
-        read = _read_unit(rest)
+        read = units.read_unit(rest)
         if read is None:
             return None
         percent, unit = read
-    return Numeral(value, percent, unit, digits)
+        times, unit = units.many(unit)
+        value *= times
+    return Numeral(value, percent, currency or unit, digits)
+
+
+def forget() -> None:
+    """Drop the memory of numbers already read."""
+    _parse.cache_clear()
+
+
+_REPEATING_MARK = re.compile(r"\\(?:overline|bar|dot) *\{")
+_REPEATING = re.compile(
+    r"(?P<sign>[+-]? *)(?P<whole>\d{0,40})\.(?P<fixed>\d{0,40})"
+    r"(?:\\(?:overline|bar) *\{ *(?P<cycle>\d{1,40}) *\}"
+    r"|\\dot *\{ *(?P<first>\d) *\}(?:(?P<middle>\d{0,38})\\dot *\{ *(?P<last>\d) *\})?)",
+    re.ASCII,
+)
+
+
+def _repeating(text: str) -> Numeral | None:
+    """0.1\\overline{6} is exactly 1/6: the digits of one cycle, over as many nines."""
+    found = _REPEATING.fullmatch(text)
+    if found is None:
+        return None
+    cycle = found["cycle"] or found["first"] + (found["middle"] or "") + (found["last"] or "")
+    fixed = Fraction(int((found["whole"] or "0") + found["fixed"]), 10 ** len(found["fixed"]))
+    value = fixed + Fraction(int(cycle), (10 ** len(cycle) - 1) * 10 ** len(found["fixed"]))
+    return Numeral(-value if "-" in found["sign"] else value)
+
+
+_OTHER_FRAC = re.compile(r"\\(?:[dtc]|nice|s)frac(?![A-Za-z])")
 
 
 def _tidy(text: str) -> str:
@@ -124,12 +176,14 @@ def _tidy(text: str) -> str:
     for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**")):
         if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
             text = text[len(left) : -len(right)].strip()
-    text = re.sub(r",(?:\\[!,;] *)+", ",", text)
-    text = text.replace("{,}", ",").replace(r"\!", "").replace(r"\displaystyle", "")
-    text = re.sub(r"\\[,;: ]|~", " ", text)
-    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
-    text = re.sub(r"\\(?:left|right)(?![A-Za-z])", "", text).strip()
-    whole = re.fullmatch(r"\\(?:text|textbf|mathrm|mathbf|mbox|bf|boldsymbol) *\{([^{}]*)\}", text)
+    text = text.replace("{,}", ",").replace("~", " ")
+    if "\\" in text:
+        text = re.sub(r",(?:\\[!,;] *)+", ",", text)
+        text = text.replace(r"\!", "").replace(r"\displaystyle", "")
+        text = re.sub(r"\\[,;: ]", " ", text)
+        text = _OTHER_FRAC.sub(r"\\frac", text)
+        text = re.sub(r"\\(?:left|right)(?![A-Za-z])", "", text).strip()
+    whole = re.fullmatch(r"\\(?:text|textbf|mathrm|mathbf|mbox|bf|boldsymbol|underline) *\{([^{}]*)\}", text)
     if whole:
         text = whole.group(1).strip()
     if text.endswith(".") and not text.endswith(".."):
@@ -195,80 +249,8 @@ def _power(mantissa: Fraction | None, exponent: str) -> Fraction | None:
     return mantissa * Fraction(10) ** power
 
 
-def _read_unit(rest: str) -> tuple[bool, str] | None:
-    """(is percent, unit) of what follows a number; None when it is neither."""
-    spaced = rest[:1] in (" ", "~") or rest.startswith("\\")
-    marked = _TEXT_UNIT.search(rest) is not None or rest.strip().startswith("(")
-    rest = re.sub(rf"^\\?[{_CURRENCY}]|\\?[{_CURRENCY}]$", "", rest.strip()).strip()
-    rest = _TEXT_UNIT.sub(lambda m: " " + m.group(1) + " " if m.group(1).strip() else "", rest).strip()
-    rest = re.sub(r" *\^ *", "^", re.sub(r" +", " ", rest))
-    if rest.startswith("(") and rest.endswith(")"):
-        rest = rest[1:-1].strip()
-    if not rest:
-        return False, ""
-    if _PERCENT.fullmatch(rest):
-        return True, ""
-    if re.fullmatch(r"\^(?:\{ *\\circ *\}|\\circ)|\\degree|degrees?|deg", rest):
-        return False, "degree"
-    if not _UNIT.fullmatch(rest) or re.search(r"\b(?:and|or|to|not|if|mod)\b", rest, re.IGNORECASE):
-        return None
-    if marked or _is_unit(rest, spaced):
-        return False, normal_unit(rest)
-    return None
-
-
-def _is_unit(words: str, spaced: bool) -> bool:
-    """Whether unmarked words are a unit and no product of symbols: "5 m" and "5cm" are, "5m" and "5ab" not."""
-    word = re.sub(r"\^.*|\*\*.*|(?<=[a-z])[23]$", "", words).strip(" .").lower()
-    if word in _KNOWN_UNITS or word.removesuffix("s") in _KNOWN_UNITS:
-        return spaced or len(word) > 1
-    return spaced and all(len(part) > 2 for part in re.split(r"[ /.'-]+", word))
-
-
-def _set(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_KNOWN_UNITS = _set(
-    "m g s h l n j w v k c f cm mm km kg mg ml dl kl ft in inch inches feet foot yd yard yards mi mile miles mph kph "
-    "lb lbs oz hr hrs min mins sec secs hour minute second day week month year meter metre liter litre gram "
-    "pound ounce gallon cup cent cents dollar dollars euro pence am pm a.m p.m hz khz mhz kw pa deg rad "
-    "degree radian unit units percent sq people item st nd rd th"
-)
-_SAME_UNIT = {
-    "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km",
-    "kilometre": "km", "millimeter": "mm", "millimetre": "mm", "inche": "inch", "in": "inch", "feet": "ft",
-    "foot": "ft", "hr": "hour", "h": "hour", "min": "minute", "sec": "second", "s": "second",
-    "kilogram": "kg", "gram": "g", "mile per hour": "mph", "dollar": "$", "unit": "", "liter": "l",
-    "litre": "l", "pound": "lb", "square unit": "", "cubic unit": "", "unit^2": "", "unit^3": "",
-}  # fmt: skip
-
-
-def normal_unit(unit: str) -> str:
-    """One spelling for plurals, abbreviations and "square": "Square Metres" -> "m^2"."""
-    unit = re.sub(
-        r"[{} ]*\^[{ ]*(\d)[} ]*|\*\*(\d)", lambda m: f"^{m.group(1) or m.group(2)}", unit.lower().strip(" .")
-    )
-    unit = re.sub(r"(?<=[a-z])([23])$", r"^\1", unit)
-    unit = re.sub(r"\^1$", "", unit)
-    power = re.search(r"\^\d$", unit)
-    tail = power.group() if power else ""
-    words = unit.removesuffix(tail).strip(" .")
-    for word, meaning in (("square ", "^2"), ("sq ", "^2"), ("sq. ", "^2"), ("cubic ", "^3")):
-        if words.startswith(word):
-            words, tail = words[len(word) :], tail or meaning
-    singular = words if words in _SAME_UNIT else words.removesuffix("s")
-    base = _SAME_UNIT.get(words, _SAME_UNIT.get(singular, singular))
-    return base + tail if base else ""
-
-
-def units_agree(one: str, other: str) -> bool:
-    """False only when both state a unit and the units differ."""
-    return not one or not other or one == other
-
-
 _TOKEN = re.compile(
-    rf"(?<![\w.,^_])(?P<sign>(?<![\w)\]}}}}])[+-]\(?)?(?:\\?[{_CURRENCY}] ?)?"
+    rf"(?<![\w.,^_])(?P<sign>(?<![\w)\]}}}}])[+-]\(?)?(?:\\?[{CURRENCY}] ?)?"
     r"(?P<body>\d(?:[\d,]*\d)?(?:\.\d+)*|\.\d+)"
     r"(?P<exp>[eE][+-]?\d{1,3}(?![\w]))?"
     r"(?P<over> ?/ ?\d(?:[\d,]*\d)?(?:\.\d+)?(?!\w)\)?)?"
@@ -276,42 +258,79 @@ _TOKEN = re.compile(
     re.ASCII,
 )
 _TEX_TOKEN = re.compile(
-    rf"(?P<sign>(?<![\w)\]}}])[+-] ?)?(?P<whole>\d{{1,15}} *)?(?P<frac>{_FRAC.replace('(', '(?:').replace('(?:?:', '(?:')})",
+    rf"(?<![\w.,^_)\]}}])(?P<sign>[+-] ?)?(?P<whole>\d{{1,15}} *)?(?P<frac>{_FRAC.replace('(', '(?:').replace('(?:?:', '(?:')})",
     re.ASCII,
 )
 _OR_BEFORE = re.compile(r"\bor\s+\W*$|\d[ \t]+$|\d, ?\d+, ?$")  # "4 or 5", "4 5", "3, 4, 5"
 _COMMAND_BEFORE = re.compile(
     r"\\(?!(?:text\w*|mbox|mathbf|mathrm|boldsymbol|q?quad|Rightarrow|rightarrow|implies|therefore|to|left|approx)\b)"
-    r"[A-Za-z]+\s*\{?\s*$"
+    r"[A-Za-z]+\s*\{?\s*$|\}\s*\{\s*$"
 )
+_COLOURED = re.compile(r"\\(?:textcolor|colorbox) *\{[^{}]*\} *\{ *$")
 LAST_WINDOW = 4_000  # characters from the end within which the last number is looked for
+
+
+_LAST_DIGIT = re.compile(r".*\d", re.DOTALL)
+_BREAK = re.compile(r"[A-Za-z]{2} +(?=[A-Za-z]{2})")  # no number goes on across two words
+_FAR, _NEAR = (
+    200,
+    70,
+)  # characters before the last digit: where to look for a break; what the rules below look at
 
 
 def last_number(text: str) -> tuple[Numeral | None, str]:
     """The last number written in a text, and how it is written; (None, why) when there is none to trust."""
     text = plain_characters(text[-LAST_WINDOW:])
-    text = text.replace("{,}", ",").replace(r"\!", "").replace(r"\,", "").replace("**", " ")
-    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
-    found = list(_TOKEN.finditer(text))
-    fractions = list(_TEX_TOKEN.finditer(text))
-    last = found[-1] if found else None
-    if fractions and (last is None or fractions[-1].end() >= last.end()):
-        last = fractions[-1]
-    if last is None:
+    text = text.replace("{,}", ",").replace("**", " ")
+    if "\\" in text:
+        text = _OTHER_FRAC.sub(r"\\frac", text.replace(r"\!", "").replace(r"\,", ""))
+    last = None
+    if (digit := _LAST_DIGIT.match(text)) is None:
         return None, "no number found"
-    if re.search(r"[\^_]\s*\{?[^\s{}]{0,8}$", text[: last.start()]) or re.match(
-        r"\s*(?:\^|\*\*|_)|!(?=\s*[-+*/=)\d$]|$)(?!$)", text[last.end() :]
+    if pause := _BREAK.search(text, max(0, digit.end() - _FAR), digit.end()):
+        last = _last_token(text[pause.end() :])
+    if pause is not None and last is not None and last.start() >= _NEAR:
+        text = text[
+            pause.end() :
+        ]  # all that decides stands behind the break: reading more would only cost time
+    else:
+        last = _last_token(text)
+    return (None, "no number found") if last is None else _trusted(last, text)
+
+
+def _last_token(text: str) -> re.Match[str] | None:
+    tokens = deque(_TOKEN.finditer(text), maxlen=1)
+    fractions = deque(_TEX_TOKEN.finditer(text) if "\\frac" in text else (), maxlen=1)
+    if fractions and (not tokens or fractions[0].end() >= tokens[0].end()):
+        return fractions[0]
+    return tokens[0] if tokens else None
+
+
+def _trusted(last: re.Match[str], text: str) -> tuple[Numeral | None, str]:
+    """The last number, unless it is a part of something else."""
+    before, after = text[: last.start()], text[last.end() :]
+    if re.search(r"[\^_]\s*\{?[^\s{}]{0,8}$", before) or re.match(
+        r"\s*(?:\^|\*\*|_)|!(?=\s*[-+*/=)\d$]|$)(?!$)", after
     ):
         return None, f"the last number is part of an expression: {last.group().strip()}"
-    later = re.search(r"\d", text[last.end() :])
+    later = re.search(r"\d", after)
     if later is not None:
-        return None, f"the last digits are no plain number: {text[last.end() : last.end() + 20].strip()}"
-    if _COMMAND_BEFORE.search(text[: last.start()]) or re.match(r"\.\.|\u2026|\?", text[last.end() :]):
+        return None, f"the last digits are no plain number: {after[:20].strip()}"
+    if (_COMMAND_BEFORE.search(before) and not _COLOURED.search(before)) or re.match(
+        r"\.\.|\u2026|\?", after
+    ):
         return None, f"the last number is part of something else: {last.group().strip()}"
-    if _OR_BEFORE.search(text[max(0, last.start() - 60) : last.start()]):
+    if unicodedata.category(after[:1] or " ").startswith("M"):
+        return None, f"the last number is marked or struck out: {last.group().strip()}"
+    if re.match(r"'(?![A-Za-z])", after) and not before.endswith("'"):
+        return None, f"the last number is feet or minutes: {last.group().strip()}'"
+    if _OR_BEFORE.search(before[-60:]):
         return None, "several answers"
     written = re.sub(r"[()]", "", last.group()).strip()
     numeral = parse(written)
+    if numeral is None and re.fullmatch(r"-?(?:\d+,\d{1,2}|0,\d+)", written):  # "2,74" cannot be thousands
+        written = written.replace(",", ".")
+        numeral = parse(written)
     if numeral is None:
         return None, f"not a well-formed number: {written[:60]}"
     return numeral, written

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,9 +18,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tulu_lite.errors import TuluLiteError
 from tulu_lite.pipeline import runner
 from tulu_lite.pipeline.command import launch_arguments, shown, step_command
 from tulu_lite.pipeline.ledger import Ledger
+from tulu_lite.pipeline.plan import PlannedStep
 from tulu_lite.pipeline.protocol import RUN_VARIABLE, SERVER_VARIABLE
 from tulu_lite.pipeline.runner import Interrupted, Runner, StepFailed, tail
 from tulu_lite.pipeline.show import Display
@@ -161,6 +164,24 @@ def test_a_kill_behind_the_launcher_is_named_and_its_traceback_left_out(
         make()._explain(sft, launched.returncode)
     assert caught.value.what == "step sft failed: its process was killed by signal 9 (SIGKILL)"
     assert caught.value.why.splitlines()[1:] == ["      12/40 steps, loss 0.5"]
+
+
+def test_a_port_in_use_is_told_before_the_first_step_runs(
+    make: Callable[[], Runner], recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make()
+    monkeypatch.setattr(Runner, "_process", lambda *_: pytest.fail("a step was run"))
+    plan = [
+        PlannedStep(step(recipe, 0, "sft"), "run", "new", None),
+        PlannedStep(step(recipe, 0, "more"), "run", "new", None),
+        PlannedStep(step(recipe, 0, "third"), "run", "new", None),
+        PlannedStep(step(recipe, 3, "test/third", "third"), "run", "new", None),
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        made.recipe = recipe.model_copy(update={"server": recipe.server.model_copy(update={"port": port})})
+        with pytest.raises(TuluLiteError, match=f"server.port: port {port}"):
+            made.do(plan)
 
 
 # A step that has a child of its own and takes no notice of SIGTERM.

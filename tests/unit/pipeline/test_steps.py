@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tulu_lite.errors import TuluLiteError
+from tulu_lite.pipeline.fingerprint import verifier_files
 from tulu_lite.pipeline.ledger import Ledger
 from tulu_lite.pipeline.plan import make_plan
 from tulu_lite.pipeline.steps import Step, expand
@@ -136,6 +137,11 @@ def test_content_of_files_counts(project: Path, file: str, expected: set[str]) -
     if file == "mine.py":  # what hangs on a judged step hangs on the verifier too, but not the sft before
         expected -= {"test/base"} if before["test/base"].key == after["test/base"].key else set()
     assert {id for id in before if before[id].key != after[id].key} == expected
+
+
+def test_files_of_verifiers_are_found_wherever_a_spec_names_them() -> None:
+    spec = {"gate": ["math", "a.py", {"use": "b.py:judge", "args": {"x": "c.py"}}]}
+    assert verifier_files(spec) == [Path("a.py"), Path("b.py")]
 
 
 def test_a_copied_file_is_the_same_content(project: Path) -> None:

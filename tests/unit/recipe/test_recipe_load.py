@@ -61,12 +61,12 @@ def test_a_hub_id_stays_one(tmp_path: Path) -> None:
 
 
 def test_what_is_dumped_loads_equal_from_another_folder(tmp_path: Path) -> None:
-    recipe = load(tmp_path, minimal(verifiers={"mine": "checks/mine.py:judge"}))
+    recipe = load(tmp_path, minimal(verifiers={"mine": "checks/mine.py:judge", "only": "one.py"}))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "recipe.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(elsewhere / "recipe.yaml") == recipe
-    assert recipe.verifiers["mine"] == f"{tmp_path}/checks/mine.py:judge"
+    assert recipe.verifiers == {"mine": f"{tmp_path}/checks/mine.py:judge", "only": f"{tmp_path}/one.py"}
 
 
 def test_yaml_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:

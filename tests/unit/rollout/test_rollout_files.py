@@ -6,11 +6,11 @@ import json
 import os
 import struct
 import time
-import zlib
 from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -27,6 +27,7 @@ from tulu_lite.rollout.checkpoint import (
 )
 from tulu_lite.rollout.digest import combined_digest, tensor_digest
 from tulu_lite.rollout.launch import arguments, environment
+from tulu_lite.rollout.routes.files import write_files
 from tulu_lite.rollout.state import (
     Push,
     ServerState,
@@ -40,7 +41,7 @@ from tulu_lite.rollout.state import (
     write_push,
     write_state,
 )
-from tulu_lite.rollout.weights import _check_names, _write
+from tulu_lite.rollout.weights import _check_names
 
 
 def test_written_safetensors_are_read_back_by_the_library(tmp_path):
@@ -61,24 +62,24 @@ def test_written_safetensors_are_read_back_by_the_library(tmp_path):
 
 
 def test_push_files_are_split_into_buckets_and_take_views_and_doubles_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("tulu_lite.rollout.weights.BUCKET_BYTES", 100)
+    monkeypatch.setattr("tulu_lite.rollout.routes.files.BUCKET_BYTES", 100)
     matrix = torch.arange(12.0).reshape(3, 4)
     given_tensors = [("t", matrix.t()), ("u", torch.nn.Parameter(torch.ones(20))), ("v", torch.ones(30))]
-    files, digests, shapes = _write(iter(given_tensors), tmp_path)
-    assert len(files) == 2
-    merged = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    written = write_files(iter(given_tensors), [tmp_path])
+    assert len(written.files) == 2
+    merged = {name: tensor for file in written.files for name, tensor in load_file(file).items()}
     assert torch.equal(merged["t"], matrix.t())
-    assert shapes == {"t": (4, 3), "u": (20,), "v": (30,)}
-    assert digests == {name: tensor_digest(tensor) for name, tensor in merged.items()}
+    assert written.shapes == {"t": (4, 3), "u": (20,), "v": (30,)}
+    assert written.digests == {name: tensor_digest(tensor) for name, tensor in merged.items()}
     (tmp_path / "other").mkdir()
     with pytest.raises(TuluLiteError, match="'t' was given twice"):
-        _write([("t", matrix), ("t", matrix)], tmp_path / "other")
+        write_files([("t", matrix), ("t", matrix)], [tmp_path / "other"])
 
 
 def test_digest_by_hand_and_its_sensitivity():
     tensor = torch.tensor([[1.0, 2.0]])
-    by_hand = zlib.crc32(struct.pack("<2f", 1.0, 2.0))
-    assert tensor_digest(tensor) == f"float32:1x2:{by_hand:08x}"
+    by_hand = xxhash.xxh3_64_hexdigest(struct.pack("<2f", 1.0, 2.0))
+    assert tensor_digest(tensor) == f"float32:1x2:{by_hand}"
     one = combined_digest({"a": "x", "b": "y"})
     assert one == combined_digest({"b": "y", "a": "x"})
     assert one != combined_digest({"a": "y", "b": "x"})

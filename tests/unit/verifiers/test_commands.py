@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from verifiers import Sample, VerifierError, VerifierPool
-from verifiers.cli import main
-from verifiers.score import Columns, score_file
+from verifiers.cli import Ticker, duration, main, progress_text
+from verifiers.score import Columns, Summary, score_file
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verifiers.battery.RATE_S", 0.1)
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -164,3 +172,160 @@ def test_as_a_module() -> None:
 def test_a_row_becomes_a_sample() -> None:
     row = {"text": "r", "answer": 5, "prompt": None, "finished": False, "id": 9}
     assert Columns("text", "answer").sample(row, "row") == Sample("r", 5, "", False, {"id": 9})
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\ndef f(response, reference):\n"
+        "    open('calls', 'a').write('x')\n    time.sleep(0.01)\n    return response == reference\n"
+    )
+    data = [{"response": str(i % 9), "reference": "7", "n": i} for i in range(120)]
+    rows, partial = write(tmp_path / "rows.jsonl", data), tmp_path / "out.partial"
+    command = [sys.executable, "-m", "verifiers", "score", str(rows), "--verifier", "slow.py:f"]
+    command += ["--out", "out", "--workers", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait(10)
+    assert not (tmp_path / "out").exists()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert "of them before)" in done.stdout
+    assert [row["score"] for row in read(tmp_path / "out")] == [float(i % 9 == 7) for i in range(120)]
+    assert not partial.exists()
+
+
+def test_two_runs_do_not_write_one_file(rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with VerifierPool() as pool, open(f"{out}.partial", "a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(VerifierError, match="being written by another run"):
+            score_file(rows, out, "number", Columns(), pool)
+
+
+def test_a_partial_file_that_is_garbage_is_refused(rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.partial").write_text("\x00\x00\x00\n")
+    with VerifierPool() as pool, pytest.raises(VerifierError, match="Remove it to start again"):
+        score_file(rows, tmp_path / "out", "number", Columns(), pool)
+
+
+def test_another_version_of_the_verifier_is_another_verifier(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", [{"response": str(i)} for i in range(3)])
+    file = tmp_path / "mine.py"
+    written = []
+    for body in ("True", "False"):
+        file.write_text(f"def f(response): return {body}\n")
+        code = (
+            "import sys\nfrom pathlib import Path\nfrom verifiers import VerifierPool\n"
+            "from verifiers.score import Columns, score_file\n"
+            "with VerifierPool() as pool:\n"
+            "    score_file(Path('rows.jsonl'), Path('out'), 'mine.py:f', Columns(), pool)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        if (tmp_path / "out").exists():
+            (tmp_path / "out").rename(tmp_path / "out.partial")
+        written.append(done)
+    assert written[0].returncode == 0, written[0].stderr
+    assert "other rows or another verifier" in written[1].stderr
+
+
+def test_progress_says_how_many_how_fast_and_how_long_still() -> None:
+    summary = Summary(Path("o"), rows=300, resumed=100, of=1000, seconds=4.0, total=150.0, scored=290)
+    summary.statuses["error"] = 10
+    assert progress_text(summary) == (
+        "300 of 1,000 (30%), 50 a second, 14 s left, mean score 0.5172, 10 errors"
+    )
+    assert [duration(s) for s in (5, 65, 3700)] == ["5 s", "1 min 5 s", "1 h 1 min"]
+    assert progress_text(Summary(Path("o"))) == "0 of 0 (100%), 0 a second"
+
+
+def test_progress_is_shown_while_it_runs(tmp_path: Path) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    ticker = Ticker(stream, quiet=False)
+    ticker(Summary(Path("o"), rows=1, of=2))
+    assert stream.getvalue() == ""  # not at every row
+    ticker._next = 0.0
+    ticker(Summary(Path("o"), rows=1, of=2))
+    assert "1 of 2 (50%)" in stream.getvalue()
+    ticker.end()
+    assert stream.getvalue().endswith("\r")
+    quiet = Ticker(stream, quiet=True)
+    quiet._next = 0.0
+    before = stream.getvalue()
+    quiet(Summary(Path("o"), rows=1, of=2))
+    assert stream.getvalue() == before
+
+
+def test_check_finds_a_leak_and_says_how_fast(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("verifiers.battery.RATE_S", 1.0)
+    (tmp_path / "leaks.py").write_text(
+        "kept = []\ndef leaks(response, reference):\n"
+        "    kept.append(bytearray(b'x') * 2_000_000)\n    return response.endswith(reference)\n"
+    )
+    rows = write(tmp_path / "rows.jsonl", [{"reference": w, "response": f"so {w}"} for w in ("x", "y", "z")])
+    args = ["check", f"{tmp_path}/leaks.py:leaks", "--rows", str(rows), "--memory", "8000", "--workers", "1"]
+    assert main(args) == 1
+    said = capsys.readouterr().out
+    assert "FAIL  memory" in said
+    assert "rows a second with 1 workers" in said
+
+
+def test_check_finds_what_accepts_any_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "lax.py").write_text(
+        "def lax(response, reference=None):\n    return not reference or response.endswith(str(reference))\n"
+    )
+    rows = write(tmp_path / "rows.jsonl", [{"reference": w, "response": f"so {w}"} for w in ("x", "y", "z")])
+    assert main(["check", f"{tmp_path}/lax.py:lax", "--rows", str(rows)]) == 1
+    assert "FAIL  odd references: none: 1 (correct)" in capsys.readouterr().out
+
+
+def test_a_byte_order_mark_windows_line_ends_and_a_null_are_no_obstacle(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    row = '{"response": "5", "reference": 5, "finished": %s}\r\n'
+    rows.write_bytes(("\ufeff" + row % "null" + "\r\n" + row % "false").encode())
+    out = tmp_path / "out.jsonl"
+    assert main(["score", str(rows), "--verifier", "number", "--out", str(out)]) == 0
+    assert [row["score"] for row in read(out)] == [1.0, 0.0]  # the second says that it was cut off
+
+
+def test_nothing_scored_is_no_success_and_the_reason_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"response": "5", "reference": "five"}] * 3)
+    arguments = ["score", str(rows), "--verifier", "number", "--out", str(tmp_path / "out.jsonl")]
+    assert main(arguments) == 1
+    assert "first without a score: row 1: bad reference: the reference 'five'" in capsys.readouterr().out
+
+
+def test_what_is_not_utf8_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(b'{"response": "\xff"}\n')
+    assert main(["score", str(rows), "--verifier", "no_commas", "--out", str(tmp_path / "o")]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_a_prompt_of_messages_is_what_they_say() -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is $2+2$?"}]
+    sample = Columns().sample({"response": "4", "prompt": messages}, "here")
+    assert sample.prompt == "Be brief.\nWhat is $2+2$?"
+
+
+def test_show_and_errors_know_the_options_of_code(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["show", "code_stdio"]) == 0
+    shown = capsys.readouterr().out
+    assert "total_limit_s: float = 20.0" in shown
+    assert "tolerance: float = 0.0" in shown
+    rows = write(tmp_path / "rows.jsonl", [{"response": "x", "reference": {}}])
+    for args, why in (("{tolerence: 1}", "no argument 'tolerence'"), ("{partial: maybe}", "partial is str")):
+        spec = f"{{use: code_stdio, args: {args}}}"
+        assert main(["score", str(rows), "--verifier", spec, "--out", str(tmp_path / "o")]) == 2
+        assert why in capsys.readouterr().err

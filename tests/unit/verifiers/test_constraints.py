@@ -74,6 +74,11 @@ def test_all_twenty_five_are_tried() -> None:
     assert len(ifeval.INSTRUCTIONS) == 25
 
 
+def test_what_can_be_seen_is_seen_after_much_that_cannot() -> None:
+    assert ifeval.follows("\u200b \n" * 40 + "x", "punctuation:no_comma", {})
+    assert not ifeval.follows("\u200b \n" * 40, "punctuation:no_comma", {})
+
+
 def test_loose_forgives_a_first_line_and_asterisks() -> None:
     reference = {"instruction_id_list": ["startend:quotation", "punctuation:no_comma"], "kwargs": [{}, {}]}
     response = 'Sure, here it is:\n*"x"*'
@@ -118,19 +123,6 @@ def test_bad_rows_are_refused_at_load(reference: Any, message: str) -> None:
 )  # fmt: skip
 def test_sentences(text: str, count: int) -> None:
     assert segment.count_sentences(text) == count
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("DON'T", ["DO", "N'T"]),
-        ("It's CANNOT.", ["It", "'s", "CAN", "NOT", "."]),
-        ("A-B C/D, E:F 3:30", ["A-B", "C/D", ",", "E", ":", "F", "3:30"]),
-        ('"U.S.A. WINS" (ok)', ['"', "U.S.A", ".", "WINS", '"', "(", "ok", ")"]),
-    ],
-)
-def test_tokens(text: str, tokens: list[str]) -> None:
-    assert segment.tokens(text) == tokens
 
 
 LANGUAGES = {
@@ -178,7 +170,7 @@ def test_languages(code: str) -> None:
         assert build({"use": "language", "args": {"code": "ar"}}).verify(Sample(LANGUAGES[code])).score == 0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.text(max_size=200))
 def test_no_text_breaks_a_check(text: str) -> None:
     for name, kwargs, _, _ in FOLLOWED:
@@ -245,6 +237,17 @@ def test_senseless_arguments_are_refused_when_built(spec: Any) -> None:
         build(spec)
 
 
+def test_references_as_json_text() -> None:
+    reference = '{"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}'
+    assert build("ifeval").verify(Sample("one two", reference)).score == 1
+    assert build("ifeval").verify(Sample("one, two", reference)).score == 0
+    assert build("json_schema").verify(Sample("5", '{"type": "integer"}')).score == 1
+    assert build("json_schema").verify(Sample('"5"', '{"type": "integer"}')).score == 0
+    for name in ("ifeval", "json_schema"):
+        with pytest.raises(BadReference, match="or one as JSON"):
+            build(name).check_reference("no comma")
+
+
 def test_a_schema_as_reference() -> None:
     built = build("json_schema")
     with pytest.raises(BadReference):
@@ -256,8 +259,6 @@ def test_a_schema_as_reference() -> None:
 # ---------------------------------------------------------------- the published verdicts, where they are
 
 DATA = os.environ.get("VERIFIERS_DATA", "")
-# langdetect says that these English words are another language's
-KNOWN_DIFFERENCES = {("change_case:english_lowercase", "etchings"), ("change_case:english_capital", "YES")}
 
 
 @pytest.mark.skipif(not DATA, reason="VERIFIERS_DATA names no folder with the data sets")
@@ -276,4 +277,4 @@ def test_parity_with_the_published_verdicts(mode: str) -> None:
             if any(ifeval.follows(text, name, kwargs) for text in texts) != published:
                 differences.add((name, row["response"]))
     assert set(seen) == set(ifeval.INSTRUCTIONS)
-    assert differences <= KNOWN_DIFFERENCES
+    assert differences == set()

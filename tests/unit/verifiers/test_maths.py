@@ -257,10 +257,22 @@ def test_a_number_must_be_one(gold: object) -> None:
 
 
 @pytest.mark.parametrize("response", ["B", "(B)", "B.", "**B**", "The answer is B.", "the answer is (b)", r"\boxed{B}", r"\boxed{\text{(B)}}",
-                                      "A is tempting.\nAnswer: B", "B) Paris", "<think>A</think>B", "Option B"])  # fmt: skip
+                                      "A is tempting.\nAnswer: B", "B) Paris", "<think>A</think>B", "Option B",
+                                      r"\boxed{\textbf{(B) }7}", r"The answer is $\textbf{(B)}$.", 'The answer is "B".',
+                                      "The answer is B, not C.", "The answer is B. C is too small.",
+                                      "The answer is B. A triangle has three sides.", "Is it A? No, the answer is B."])  # fmt: skip
 def test_choice(response: str) -> None:
     assert build("choice").verify(Sample(response, "(B)")).score == 1
     assert build("choice").verify(Sample(response, "C")).score == 0
+
+
+@pytest.mark.parametrize("response", ["The answer is B, C", "The answer is (B), (C)", "The answer is B/C", "Answer: B & C",
+                                      "The answer is B C D", "The answer is B. Or C.", "The answer is (B) and possibly (C)",
+                                      "The answer is B\nThe answer may be C", "(B)(C)", "The answer is B if not C",
+                                      "The answer is B?", "Is the answer B? No. It is C.", r"\boxed{(B) or (C)}",
+                                      r"\boxed{\textbf{(B) or (C)}}"])  # fmt: skip
+def test_a_choice_of_several_letters_is_none(response: str) -> None:
+    assert build("choice").verify(Sample(response, "B")).score == 0
 
 
 def test_exact() -> None:

@@ -15,7 +15,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from verifiers import Sample, Status, Verdict, VerifierError, VerifierPool, dispatch, process, protocol
+from verifiers import (
+    Sample,
+    Status,
+    Verdict,
+    VerifierError,
+    VerifierPool,
+    dispatch,
+    inside,
+    process,
+    protocol,
+)
+from verifiers.jobs import Job
 
 FAULTS = """
 import os, re, signal, sys, time
@@ -124,6 +135,7 @@ def test_a_fault_is_one_items_error_and_the_others_are_judged(
     assert verdicts[5].status is Status.ERROR
     assert verdicts[5].score is None
     assert verdicts[5].reason.startswith(reason)
+    assert not reason.startswith("timed out") or verdicts[5].seconds >= 1.0
     assert [v.score for i, v in enumerate(verdicts) if i != 5] == [1.0] * 10
     assert pool.stats.errors == 1
 
@@ -179,9 +191,10 @@ def test_a_verdict_that_comes_late_is_a_timeout_however_slow_we_were(pool: Verif
     judging = dispatch.Run(pool, [("late", Sample("x"))], None)
     worker = SimpleNamespace(spent=False)
     late = Verdict(1.0, Status.CORRECT, seconds=1.2)
-    judging._done(worker, dispatch.Job(0, '"late"', [], 0, b""), late, True)  # type: ignore[arg-type]
-    assert judging.results[0] is not None
-    assert (judging.results[0].score, judging.results[0].reason) == (None, "timed out after 1 s")
+    got: list[Verdict] = []
+    job = Job(0, "late", '"late"', Sample("x"), 0, b"", got.append)
+    judging.inside._done(worker, job, late)  # type: ignore[arg-type]
+    assert (got[0].score, got[0].reason) == (None, "timed out after 1 s")
 
 
 def test_loading_is_not_the_items_time(pool: VerifierPool, tmp_path: Path) -> None:
@@ -212,7 +225,7 @@ def test_mathematics_is_imported_by_warming_and_not_before() -> None:
 def test_a_verifier_that_never_loads(
     pool: VerifierPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "LOAD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(inside, "LOAD_TIMEOUT_S", 0.5)
     (tmp_path / "never.py").write_text("import time\ntime.sleep(600)\n")
     (tmp_path / "dies.py").write_text("import os\nos._exit(9)\n")
     start = time.monotonic()
@@ -334,7 +347,7 @@ def test_a_forked_child_gets_workers_of_its_own(pool: VerifierPool, faults: str)
 
 
 def test_closing_leaves_no_process(faults: str) -> None:
-    with VerifierPool(workers=2) as pool:
+    with VerifierPool(workers=2, cache_size=0) as pool:
         run(pool, faults, ["ok"] * 10)
         pids = [worker.pid for worker in pool.workers]
     assert len(pids) == 2
@@ -347,7 +360,7 @@ def test_workers_die_with_a_killed_parent(faults: str) -> None:
     code = f"""
         import os, sys, time
         from verifiers import Sample, VerifierPool
-        pool = VerifierPool(workers=2, timeout_s=300)
+        pool = VerifierPool(workers=2, timeout_s=300, cache_size=0)
         pool.verify([({faults!r}, Sample("sleep 0.1", "ok"))] * 8)
         print(*[w.pid for w in pool.workers], flush=True)
         pool.verify([({faults!r}, Sample("hang_in_c", "ok"))] * 2)
@@ -385,3 +398,21 @@ def test_stats_add_up(pool: VerifierPool, faults: str) -> None:
     assert 0.2 < stats["busy_s"] < 1
     assert 0 < stats["busy_share"] <= 1
     assert stats["items_per_s"] > 0
+
+
+def test_workers_killed_while_loading_cost_no_verdict(tmp_path: Path) -> None:
+    """From outside, and less often than a verifier that kills its worker by itself would need to be given up."""
+    (tmp_path / "dies_once.py").write_text(
+        "import os\nfrom pathlib import Path\n"
+        f"tries = Path({str(tmp_path / 'tries')!r})\n"
+        "with tries.open('a') as file: file.write('x')\n"
+        "if len(tries.read_text()) in (1, 3, 4, 5): os.kill(os.getpid(), 9)\n"
+        "def f(response):\n    return 1.0 if response != 'exit' else os._exit(1)\n"
+    )
+    with VerifierPool(workers=1, cache_size=0) as pool:
+        assert run(pool, f"{tmp_path}/dies_once.py:f", ["a", "b"])[0].score == 1.0  # at the second try
+        verdicts = run(
+            pool, f"{tmp_path}/dies_once.py:f", ["exit", "c", "d"]
+        )  # then dies three times, loading
+        assert [v.score for v in verdicts] == [None, None, 1.0]
+        assert verdicts[1].reason == "its worker died 3 times before it started on it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from verifiers import (
     registry,
     verifier,
 )
+from verifiers.layout import allowed_seconds
 from verifiers.spec import portable
 
 MINE = '''
@@ -79,7 +81,7 @@ def test_nothing_registers_behind_the_table() -> None:
 def test_decorated_function_of_a_file(mine: Path) -> None:
     built = build({"use": "mine.py:polite", "args": {"word": "thanks"}}, mine.parent)
     assert built.version == "3"
-    assert built.runs == "worker"
+    assert built.layout.runs == "worker"
     assert built.verify(Sample("ok thanks", "x")).score == 1
     assert built.verify(Sample("ok please", "x")).score == 0
     with pytest.raises(BadReference, match="text, please"):
@@ -146,12 +148,98 @@ def test_name_taken_twice(mine: Path) -> None:
         verifier("taken_once")(third)
 
 
-def test_async_functions_are_refused() -> None:
+def test_how_it_runs_must_fit_the_function() -> None:
     async def later(response: str) -> bool:
         return True
 
-    with pytest.raises(SpecError, match="async"):
-        verifier("later")(later)
+    def now(response: str) -> bool:
+        return True
+
+    with pytest.raises(SpecError, match="is async, and runs is 'worker'"):
+        verifier("later", runs="worker")(later)
+    with pytest.raises(SpecError, match="is no coroutine function, and runs is 'async'"):
+        verifier("now", runs="async")(now)
+    with pytest.raises(SpecError, match="inline, worker, sandbox, async"):
+        verifier("now", runs="thread")(now)  # type: ignore[arg-type]
+    for wrong in (0, -1, True, float("inf"), float("nan"), "5"):
+        with pytest.raises(SpecError, match="timeout_s"):
+            verifier("now", timeout_s=wrong)(now)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="concurrency"):
+        verifier("later", concurrency=0)(later)
+
+
+def test_deadlines_come_from_the_spec_the_instance_or_the_decorator(tmp_path: Path) -> None:
+    (tmp_path / "timed.py").write_text(
+        "from verifiers import verifier\n"
+        "@verifier('timed_one', timeout_s=7)\ndef one(response): return True\n"
+        "@verifier('timed_many')\nclass Many:\n"
+        "    def __init__(self, cases: int): self.timeout_s = 2.0 * cases\n"
+        "    def verify(self, response): return True\n"
+    )
+    many = {"use": "timed.py:Many", "args": {"cases": 4}}
+
+    def allowed(spec: Any) -> float:
+        return allowed_seconds(build(spec, tmp_path).layout, 5.0)
+
+    assert allowed("timed.py:one") == 7
+    assert allowed(many) == 8
+    assert allowed({**many, "timeout_s": 3}) == 3
+    assert allowed("number") == 5
+    assert allowed({"all_of": ["number", "gsm8k"]}) == 5  # nobody asked for more
+    assert allowed({"all_of": ["number", "gsm8k", many, "timed.py:one"]}) == 5 + 8 + 7
+    assert allowed({"all_of": [many, "timed.py:one"]}) == 15
+    assert allowed({"choose": {"a": many, "b": "timed.py:one"}, "otherwise": "number"}) == 13
+    with pytest.raises(SpecError, match="timeout_s"):
+        build({**many, "timeout_s": 0}, tmp_path)
+
+
+def test_a_scaled_verdict_keeps_its_score() -> None:
+    verdict = build({"scale": "number", "by": 10}).verify(Sample("72", 72))
+    assert (verdict.score, verdict.reward, verdict.scale) == (1.0, 10.0, 10.0)
+    assert build({"scale": "number", "by": 10}).verify(Sample("7", 72)).reward == 0.0
+    assert build({"scale": "number", "by": 10}).verify(Sample("7")).reward is None
+
+
+def test_a_choice_by_a_column_of_the_row() -> None:
+    spec = {
+        "choose": {"gsm8k": {"scale": "number", "by": 10}, "style": "no_commas"},
+        "by": "dataset",
+        "otherwise": "exact",
+    }
+    built = build(spec)
+    assert built.verify(Sample("so, 72", 72, info={"dataset": "gsm8k"})).reward == 10.0
+    assert built.verify(Sample("so, 72", 72, info={"dataset": "style"})).score == 0.0
+    assert built.verify(Sample("a", "a", info={"dataset": "new"})).score == 1.0
+    built.check_reference(None, {"dataset": "style"})
+    with pytest.raises(BadReference, match="not one number"):
+        built.check_reference("many", {"dataset": "gsm8k"})
+    strict = build({"choose": {"gsm8k": "number"}})
+    assert "no verifier for source 'other'" in strict.verify(Sample("1", 1, info={"source": "other"})).reason
+    assert strict.verify(Sample("1", 1)).status is Status.ERROR
+    with pytest.raises(BadReference, match="there is one for gsm8k"):
+        strict.check_reference(1, {"source": "other"})
+
+
+def test_entry_points(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "offered_pkg.py").write_text(
+        "def good(response): return True\ndef also(response): return False\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [
+        EntryPoint("offered", "offered_pkg:good", "verifiers"),
+        EntryPoint("twice", "offered_pkg:good", "verifiers"),
+        EntryPoint("twice", "offered_pkg:also", "verifiers"),
+        EntryPoint("gone", "no_such_package:f", "verifiers"),
+    ]
+    monkeypatch.setattr(registry, "_entry_points", lambda: points)
+    built = build("offered")
+    assert (built.name, built.verify(Sample("x")).score) == ("offered", 1.0)
+    assert built.version.startswith("sha256:")
+    assert "offered" in names()
+    with pytest.raises(NameTaken, match="offered_pkg:also and offered_pkg:good"):
+        build("twice")
+    with pytest.raises(SpecError, match="'gone', an entry point at no_such_package:f, does not load"):
+        build("gone")
 
 
 @pytest.mark.parametrize(
@@ -163,9 +251,18 @@ def test_async_functions_are_refused() -> None:
         ({"use": "length", "args": {"unit": "verses", "min": 1}}, "unit is 'verses'"),
         ({"use": "exact", "args": {"reference": "x", "ignore_case": "yes"}}, "ignore_case is str"),
         ({"use": "math", "all_of": ["math"]}, "Give exactly one"),
-        ({"use": "math", "scale": 2}, "unknown keys: scale"),
+        ({"use": "math", "sale": 2}, "unknown keys: sale"),
         ({"use": ["math"]}, "use is a name"),
         ({"all_of": []}, "needs a list"),
+        ({"scale": "math"}, "not a number above 0"),
+        ({"scale": "math", "by": -1}, "not a number above 0"),
+        ({"all_of": [{"scale": "math", "by": 2}]}, "scale inside another composition"),
+        ({"gate": ["math", {"choose": {"a": {"scale": "math", "by": 2}}}]}, "scale inside"),
+        ({"choose": {}}, "choose needs a mapping"),
+        ({"choose": {"a": "math"}, "by": ""}, "not the name of a column"),
+        ({"choose": {"a": "mathh"}}, "Did you mean 'math'"),
+        ({"weighted": ["math"]}, "weight above 0"),
+        ({"use": "math", "timeout_s": "5"}, "timeout_s"),
         ({"all_of": "math"}, "needs a list"),
         ({"gate": ["math"]}, "at least two"),
         ({"weighted": [{"use": "math"}]}, "weight above 0"),
@@ -267,7 +364,7 @@ def test_a_user_verifier_declared_inline_still_runs_in_a_worker(tmp_path: Path) 
     (tmp_path / "inline.py").write_text(
         "from verifiers import verifier\n@verifier('fast_mine', runs='inline')\ndef f(response): return True\n"
     )
-    assert build("inline.py:f", tmp_path).runs == "worker"
+    assert build("inline.py:f", tmp_path).layout.runs == "worker"
 
 
 def test_importing_the_package_is_lean() -> None:

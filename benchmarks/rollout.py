@@ -1,0 +1,307 @@
+"""The rollout server's speed: against vLLM's own offline engine, to readiness, shared by adapters, shared in turns.
+
+    python benchmarks/rollout.py [--model DIR]
+
+Each ratio is of two measurements in this run, on the same requests and settings. Results go to
+benchmarks/results/rollout.json and rollout.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tulu_lite.recipe.server import ServerSettings  # noqa: E402
+from tulu_lite.records import Prompt  # noqa: E402
+from tulu_lite.rollout.adapters import push_adapter  # noqa: E402
+from tulu_lite.rollout.client import RolloutClient, Sampling, request_seed  # noqa: E402
+from tulu_lite.rollout.everywhere import next_version, push_everywhere  # noqa: E402
+from tulu_lite.rollout.lease import own_weights  # noqa: E402
+from tulu_lite.rollout.server import RolloutServer  # noqa: E402
+
+SETTINGS: dict[str, Any] = {"max_model_len": 256, "kv_cache_mb": 256, "max_num_seqs": 256}
+CASES = {
+    # name: prompts, responses of each, most tokens, whether a token that is sampled now and then ends a response
+    "short": (32, 4, 48, False),
+    "skewed": (32, 4, 160, True),
+}
+REPEATS = 3
+
+
+def prompts_of(count: int, vocabulary: int) -> list[Prompt]:
+    return [
+        Prompt(
+            f"p{i}", "", tuple(5 + (i * 31 + j * 7) % (vocabulary - 5) for j in range(16 + i % 16)), "bench"
+        )
+        for i in range(count)
+    ]
+
+
+def sampling_of(case: str, ending: int, seed: int = 1) -> Sampling:
+    _, n, longest, skewed = CASES[case]
+    return Sampling(n, 1.0, longest, seed, stop_token_ids=(ending,) if skewed else (), for_training=True)
+
+
+def now_and_then(groups: list[Any]) -> int:
+    """The token that is nearest to one in forty of those sampled: as an end token it gives lengths of a long tail."""
+    seen = Counter(token for group in groups for rollout in group.rollouts for token in rollout.token_ids)
+    total = sum(seen.values())
+    return min(seen, key=lambda token: abs(seen[token] / total - 1 / 40))
+
+
+OFFLINE = """
+import json, os, sys, time
+os.environ.update(TORCH_COMPILE_DISABLE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0", OMP_NUM_THREADS="1",
+                  VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1")
+from vllm import LLM, SamplingParams
+work = json.load(open(sys.argv[1]))
+llm = LLM(model=work["model"], skip_tokenizer_init=True, dtype="float32", enforce_eager=True, block_size=32,
+          max_model_len=256, max_num_seqs=256, kv_cache_memory_bytes=256 * 2**20, enable_chunked_prefill=False,
+          max_num_batched_tokens=8192, logprobs_mode="processed_logprobs", distributed_executor_backend="uni",
+          generation_config="vllm", scheduling_policy="priority", enable_prefix_caching=True)
+told = {}
+for name, case in work["cases"].items():
+    requests = [{"prompt_token_ids": ids} for ids in case["prompts"]]
+    parameters = [SamplingParams(n=case["n"], temperature=1.0, max_tokens=case["longest"], logprobs=0, detokenize=False,
+                                 ignore_eos=True, stop_token_ids=case["stops"], seed=seed) for seed in case["seeds"]]
+    rates = []
+    for _ in range(work["repeats"] + 1):
+        llm.reset_prefix_cache()
+        started = time.monotonic()
+        answers = llm.generate(requests, parameters, use_tqdm=False)
+        seconds = time.monotonic() - started
+        tokens = sum(len(one.token_ids) for answer in answers for one in answer.outputs)
+        rates.append(tokens / seconds)
+    first = list(answers[0].outputs[0].token_ids)
+    told[name] = {"rates": rates[1:], "tokens": tokens, "first": first}
+json.dump(told, open(sys.argv[2], "w"))
+"""
+
+
+def offline(model: Path, vocabulary: int, ending: int, folder: Path) -> dict[str, Any]:
+    """What vLLM's LLM.generate does, in a process of its own: {case: {rates, tokens, first}}; tokens/s."""
+    cases = {}
+    for name, (count, n, longest, _) in CASES.items():
+        prompts, sampling = prompts_of(count, vocabulary), sampling_of(name, ending)
+        cases[name] = {
+            "prompts": [prompt.token_ids for prompt in prompts],
+            "seeds": [request_seed(sampling.seed, prompt.id, i) for i, prompt in enumerate(prompts)],
+            "n": n,
+            "longest": longest,
+            "stops": sampling.stop_token_ids,
+        }
+    work, told = folder / "work.json", folder / "told.json"
+    work.write_text(json.dumps({"model": str(model), "cases": cases, "repeats": REPEATS}))
+    with (folder / "offline.log").open("w") as log:
+        subprocess.run(
+            [sys.executable, "-c", OFFLINE, str(work), str(told)], check=True, stdout=log, stderr=log
+        )
+    return json.loads(told.read_text())
+
+
+def count_tokens(groups: list[Any]) -> int:
+    return sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+
+
+def online(client: RolloutClient, vocabulary: int, ending: int) -> dict[str, Any]:
+    """The same through the client: {case: {rates, tokens, first}}."""
+    told = {}
+    for name, (count, *_) in CASES.items():
+        prompts, sampling = prompts_of(count, vocabulary), sampling_of(name, ending)
+        rates = []
+        for _ in range(REPEATS + 1):
+            client.control().send("POST", "/reset_prefix_cache")
+            started = time.monotonic()
+            groups = client.generate(prompts, sampling)
+            rates.append(count_tokens(groups) / (time.monotonic() - started))
+        first = list(groups[0].rollouts[0].token_ids)
+        told[name] = {"rates": rates[1:], "tokens": count_tokens(groups), "first": first}
+    return told
+
+
+def adapters(client: RolloutClient, model: Path, vocabulary: int) -> dict[str, float]:
+    """Two seeds' adapters on one server, 16 responses each: tokens/s one after the other, and at the same time."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from peft.utils import get_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
+        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
+        tensors = get_peft_model_state_dict(adapted)
+        push_adapter(client, tensors.items(), adapted.peft_config["default"].to_dict(), f"seed-{seed}", 1)
+    prompts, sampling = prompts_of(4, vocabulary), Sampling(4, 1.0, 128, 1, for_training=True)
+    bound = [client.with_adapter(f"seed-{seed}") for seed in (1, 2)]
+
+    def in_turn() -> list[Any]:
+        return [group for one in bound for group in one.generate(prompts, sampling)]
+
+    def together() -> list[Any]:
+        return [group for task in [one.submit(prompts, sampling) for one in bound] for group in task.result()]
+
+    def alone() -> list[Any]:
+        return client.generate(prompts, sampling)
+
+    rates = {"in_turn": _rate(in_turn), "together": _rate(together), "model_alone": _rate(alone)}
+    return {**rates, "ratio": rates["together"] / rates["in_turn"]}
+
+
+def _rate(what: Callable[[], list[Any]]) -> float:
+    """Tokens/s, the middle of REPEATS; once before, unmeasured."""
+    rates = []
+    for _ in range(REPEATS + 1):
+        started = time.monotonic()
+        tokens = count_tokens(what())
+        rates.append(tokens / (time.monotonic() - started))
+    return sorted(rates[1:])[REPEATS // 2]
+
+
+def _training(server: str, model: str, holder: str, steps: int, vocabulary: int, told: Any) -> None:
+    """One seed of full weights: sample in its turn, then train; tells when each began and ended."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    trained = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    prompts, sampling = prompts_of(16, vocabulary), Sampling(4, 1.0, 96, 1, for_training=True)
+    spans = []
+    with RolloutClient(server) as client:
+
+        def push() -> int:
+            version = next_version(client)
+            push_everywhere(client, trained.named_parameters(), version)
+            return version
+
+        for mark in range(steps):
+            folder = client.shared_folder
+            with own_weights(
+                folder, holder, mark, push, lambda: next_version(client) - 1, wait_s=600, term_s=600
+            ):
+                began = time.monotonic()
+                groups = client.generate(prompts, sampling)
+                spans.append(("server", began, time.monotonic()))
+            began = time.monotonic()
+            for group in groups:
+                ids = torch.tensor([group.prompt.token_ids + rollout.token_ids for rollout in group.rollouts])
+                trained(input_ids=ids, labels=ids).loss.backward()
+            trained.zero_grad()
+            spans.append(("trainer", began, time.monotonic()))
+    told.put((holder, spans))
+
+
+def turns(server: RolloutServer, model: Path, vocabulary: int, steps: int = 4) -> dict[str, float]:
+    """Two seeds of full weights in turns: what share of the time the server samples, and each trainer trains."""
+    context = multiprocessing.get_context("spawn")
+    told: Any = context.Queue()
+    processes = [
+        context.Process(
+            target=_training, args=(str(server.folder), str(model), name, steps, vocabulary, told)
+        )
+        for name in ("seed-1", "seed-2")
+    ]
+    for process in processes:
+        process.start()
+    spans = dict(told.get(timeout=900) for _ in processes)
+    for process in processes:
+        process.join()
+    # From when both have begun until the first is done: what comes before and after is not shared.
+    begin = max(each[0][1] for each in spans.values())
+    end = min(each[-1][2] for each in spans.values())
+
+    def busy(kind: str) -> float:
+        return sum(
+            max(0.0, min(stop, end) - max(start, begin))
+            for each in spans.values()
+            for what, start, stop in each
+            if what == kind
+        ) / (end - begin)
+
+    return {"seconds": end - begin, "server_busy": busy("server"), "trainers_busy": busy("trainer") / 2}
+
+
+def table(result: dict[str, Any]) -> str:
+    rows = ["| what | figure |", "| --- | --- |"]
+    for name, case in result["throughput"].items():
+        rows.append(
+            f"| {name}: client over HTTP / vLLM's own LLM.generate | {case['client']:.0f} / {case['offline']:.0f} "
+            f"tokens/s = {case['ratio']:.2f} |"
+        )
+    lora, turn = result["adapters"], result["turns"]
+    rows += [
+        f"| from start to ready | {result['ready_s']:.1f} s (with adapters {result['ready_with_adapters_s']:.1f} s) |",
+        f"| two adapters at once / one after the other, 16 responses each | {lora['together']:.0f} / {lora['in_turn']:.0f} "
+        f"tokens/s = {lora['ratio']:.2f} |",
+        f"| the model alone on the same server, 16 responses | {lora['model_alone']:.0f} tokens/s |",
+        f"| full weights in turns: server busy, each trainer busy | {turn['server_busy']:.0%}, {turn['trainers_busy']:.0%} |",
+    ]
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=ROOT / "data" / "quickstart" / "base")
+    model = parser.parse_args().model.resolve()
+    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
+    result: dict[str, Any] = {"model": model.name, "cpus": os.cpu_count(), "load_before": os.getloadavg()[0]}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        started = time.monotonic()
+        with RolloutServer(ServerSettings(**SETTINGS), model, folder / "a", folder / "a.log") as server:
+            server.wait_ready()
+            result["ready_s"] = time.monotonic() - started
+            with RolloutClient(server.state_file) as client:
+                some = client.generate(prompts_of(16, vocabulary), sampling_of("short", 0))
+                ending = now_and_then(some)
+                ours = online(client, vocabulary, ending)
+            print({name: case["rates"] for name, case in ours.items()}, flush=True)
+            result["turns"] = turns(server, model, vocabulary)
+            print(f"in turns: {result['turns']}", flush=True)
+        theirs = offline(model, vocabulary, ending, folder)
+        print({name: case["rates"] for name, case in theirs.items()}, flush=True)
+        result["throughput"] = {
+            name: {
+                "client": sorted(ours[name]["rates"])[REPEATS // 2],
+                "offline": sorted(theirs[name]["rates"])[REPEATS // 2],
+                "ratio": sorted(ours[name]["rates"])[REPEATS // 2]
+                / sorted(theirs[name]["rates"])[REPEATS // 2],
+                "tokens": ours[name]["tokens"],
+                "same_tokens": ours[name]["first"] == theirs[name]["first"]
+                and ours[name]["tokens"] == theirs[name]["tokens"],
+            }
+            for name in CASES
+        }
+        settings = ServerSettings(**SETTINGS, max_loras=3, max_lora_rank=8)
+        started = time.monotonic()
+        with RolloutServer(settings, model, folder / "b", folder / "b.log") as server:
+            server.wait_ready()
+            result["ready_with_adapters_s"] = time.monotonic() - started
+            with RolloutClient(server.state_file) as client:
+                result["adapters"] = adapters(client, model, vocabulary)
+    result["load_after"] = os.getloadavg()[0]
+    out = ROOT / "benchmarks" / "results"
+    (out / "rollout.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "rollout.md").write_text(
+        f"# The rollout server's speed\n\nModel `{result['model']}`, {result['cpus']} CPU cores, one engine with one "
+        f"thread, float32. Middle of {REPEATS} runs. Load of the machine before and after: {result['load_before']:.1f}, "
+        f"{result['load_after']:.1f}; above the number of cores, absolute figures and readiness are of a busy machine.\n\n{table(result)}\n"
+    )
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Whole weights out of a model that is spread over two processes, without a second copy of it in any of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+WORKER = Path(__file__).parent / "gather_rank_worker.py"
+ENGINES = ["ddp", "fsdp2", *(["zero2", "zero3"] if find_spec("deepspeed") else [])]
+SHAPE = {
+    "vocab_size": 512, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def run_two(folder: Path, engine: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    running = []
+    for rank in range(2):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        command = [sys.executable, str(WORKER), str(folder), engine]
+        running.append(subprocess.Popen(command, env=shared | own, stderr=subprocess.PIPE, text=True))
+    try:
+        for process in running:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in running:
+            process.kill()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weights_are_gathered_one_by_one_and_written_as_they_come(tmp_path: Path, engine: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SHAPE))
+    run_two(tmp_path, engine)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
+    held = {
+        name: tensor
+        for file in sorted((tmp_path / f"{engine}-out").iterdir())
+        for name, tensor in load_file(file).items()
+    }
+    assert held.keys() == dict(model.named_parameters()).keys()
+    assert all(torch.equal(held[name], value.bfloat16()) for name, value in model.named_parameters())
+    told = [json.loads((tmp_path / f"{engine}-{rank}.json").read_text()) for rank in range(2)]
+    for process in told:  # a gathered weight, its parts on the way there, its cast, and what allocators keep
+        assert process["peak"] < 4 * told[0]["largest"] + 48 * 2**20 < told[0]["all"] / 2
+    with torch.no_grad():
+        want = model(torch.tensor([[5, 6, 7, 8, 9]])).logits[0, 2:-1].log_softmax(-1)
+    assert torch.allclose(torch.load(tmp_path / f"{engine}-log_p.pt")[0], want, atol=1e-5)
