@@ -1,0 +1,32 @@
+"""Supervised fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ..training import TrainingSettings
+from .common import Sources, Stage
+
+
+class SftStage(Stage, TrainingSettings):
+    """Supervised fine-tuning: next-token loss on the assistant's tokens, end token included."""
+
+    kind: Literal["sft"]
+    init: str = "base"
+    """The stage (or `base`) whose model is trained."""
+    data: Sources
+    """Conversations: rows with messages, or with prompt and completion."""
+    epochs: int = Field(1, ge=1, le=100)
+    """Passes over the data."""
+    batch_size: int = Field(128, ge=1)
+    """Conversations of one optimiser step, over all processes."""
+    max_length: int = Field(4096, ge=8)
+    """Tokens of the longest conversation that is kept."""
+    too_long: Literal["drop", "error"] = "drop"
+    """What happens to longer ones: dropped and counted, or an error before training."""
+    loss: Literal["token_mean", "token_sum"] = "token_mean"
+    """Mean over the step's loss tokens on all processes, or their sum (Tülu 3)."""
+    seed: int | None = None
+    """Order of the data; by default the recipe's seed."""
