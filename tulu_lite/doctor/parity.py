@@ -17,7 +17,7 @@ from ..datasets.prompts import load_prompts
 from ..errors import ServerError, TuluLiteError
 from ..pipeline.models import local_model
 from ..pipeline.sizes import context_length
-from ..recipe import EvaluateStage, PreferencesStage, Recipe, RlvrStage
+from ..recipe import EvaluateStage, PoolStage, Recipe, RlvrStage
 from ..records import Prompt
 from ..rollout.checkpoint import checkpoint_files, read_config
 from ..rollout.client import RolloutClient, Sampling
@@ -213,7 +213,7 @@ def _questions(recipe: Recipe, template: ChatTemplate, ask: Ask) -> tuple[Ask, l
     context = context_length(recipe)
     max_tokens = min(ask.max_tokens, context // 2)
     for stage in sorted(recipe.stages, key=lambda stage: not isinstance(stage, RlvrStage)):
-        if isinstance(stage, (RlvrStage, PreferencesStage, EvaluateStage)):
+        if isinstance(stage, (RlvrStage, PoolStage, EvaluateStage)):
             found = load_prompts(stage.data, template, seed=recipe.seed, max_prompt_tokens=None)
             fitting = [prompt for prompt in found if len(prompt.token_ids) + max_tokens <= context]
             drawn = stage.temperature if isinstance(stage, EvaluateStage) else stage.sampling.temperature

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,9 +10,21 @@ from ..datasets.chat import ChatTemplate, load_tokenizer
 from ..datasets.conversations import load_conversations
 from ..datasets.pairs import load_pairs
 from ..datasets.prompts import load_prompts
+from ..datasets.sources import load_rows
+from ..datasets.turns import conversation_turns
 from ..errors import TuluLiteError
 from ..judging import check_references
-from ..recipe import DataSource, DpoStage, EvaluateStage, PreferencesStage, Recipe, RlvrStage, SftStage
+from ..recipe import (
+    DataSource,
+    DpoStage,
+    EvaluateStage,
+    PoolStage,
+    PreferencesStage,
+    Recipe,
+    RejectStage,
+    RlvrStage,
+    SftStage,
+)
 from ..records import Prompt
 from .ledger import Ledger
 from .models import model_config
@@ -82,12 +94,8 @@ class StepSizes:
             return self._sft(stage)
         if isinstance(stage, DpoStage):
             return self._dpo(stage)
-        if isinstance(stage, PreferencesStage):
-            return self._sampled(
-                self._prompts(stage.name, "data", stage.data, stage.sampling.max_tokens),
-                stage.samples_per_prompt,
-                stage.sampling.max_tokens,
-            )
+        if isinstance(stage, PoolStage):
+            return self._pool(stage)
         if isinstance(stage, RlvrStage):
             return self._rlvr(stage)
         if isinstance(stage, EvaluateStage):
@@ -95,13 +103,48 @@ class StepSizes:
             return self._sampled(prompts, 1 + stage.samples_per_prompt, stage.max_tokens)
         raise TypeError(stage.kind)
 
+    def _pool(self, stage: PoolStage) -> Size:
+        prompts = self._prompts(stage.name, "data", stage.prompt_sources, stage.sampling.max_tokens)
+        if isinstance(stage, RejectStage):
+            if stage.rank_by is not None:
+                ranked = [replace(prompt, verifier=stage.rank_by) for prompt in prompts]
+                check_references(self.recipe, ranked, f"stage {stage.name}, rank_by")
+            for row in load_rows(stage.general, seed=self.recipe.seed):
+                conversation_turns(row)  # or says what is wrong with it
+        return self._sampled(prompts, stage.samples_per_prompt, stage.sampling.max_tokens)
+
     def _sft(self, stage: SftStage) -> Size:
         self._check_length(stage.name, stage.max_length)
+        if any(source.stage for source in stage.data):
+            return self._sft_from_stage(stage)
         examples, report = load_conversations(stage, self.template, seed=self.recipe.seed)
         tokens = sum(len(example.token_ids) for example in examples) * stage.epochs
         completions = len(examples) * stage.epochs
         updates = -(-len(examples) // stage.batch_size) * stage.epochs
         return Size(len(examples), completions, tokens, False, updates, tuple(report.notes()))
+
+    def _sft_from_stage(self, stage: SftStage) -> Size:
+        """The rows are not there yet: at most what the reject stages can make, with those of text."""
+        own = tuple(source for source in stage.data if not source.stage)
+        size = self._sft(stage.model_copy(update={"data": own})) if own else None
+        rows, tokens = (size.prompts, size.tokens // stage.epochs) if size else (0, 0)
+        for source in stage.data:
+            if source.stage:
+                makes = next(other for other in self.recipe.stages if other.name == source.stage)
+                assert isinstance(makes, RejectStage)
+                sampled = self._measured.get(makes.name)
+                made = (sampled.prompts if sampled else 0) * makes.keep_per_prompt
+                if makes.general:
+                    made = round(made / (1 - makes.general_share))
+                rows += made
+                tokens += made * (sampled.tokens // max(sampled.completions, 1) if sampled else 0)
+        return Size(
+            rows,
+            rows * stage.epochs,
+            tokens * stage.epochs,
+            True,
+            -(-rows // stage.batch_size) * stage.epochs,
+        )
 
     def _dpo(self, stage: DpoStage) -> Size:
         self._check_length(stage.name, stage.max_length)
@@ -192,4 +235,4 @@ class StepSizes:
 
 def _needs_check(stage: Any) -> bool:
     """Whether measuring also checks something that the cache cannot know (other versions of verifiers)."""
-    return isinstance(stage, (PreferencesStage, RlvrStage, EvaluateStage))
+    return isinstance(stage, (PoolStage, RlvrStage, EvaluateStage))

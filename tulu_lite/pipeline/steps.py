@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json
-from ..recipe import BASE, AnyStage, EvaluateStage, Recipe, RlvrStage, identity
+from ..recipe import BASE, AnyStage, EvaluateStage, PoolStage, Recipe, RlvrStage, identity
+from ..recipe.stages import SOURCE_FIELDS, is_stage_name, split_revision
 from .fingerprint import digest, file_hash, model_hash, verifier_files
 from .ledger import Ledger
 
@@ -61,7 +62,7 @@ class Step:
     @property
     def samples(self) -> bool:
         """Whether it needs the rollout server."""
-        return self.kind in ("preferences", "rlvr", "evaluate")
+        return self.kind in ("preferences", "reject", "rlvr", "evaluate")
 
     @property
     def trains(self) -> bool:
@@ -103,7 +104,7 @@ class _Expansion:
                 runs = tuple(f"{stage.name}/seed-{seed}" for seed in stage.seeds)
                 self._add(stage.name, "select", stage, stage.seeds[0], runs[0], inputs=runs)
             else:
-                self._add(stage.name, stage.kind, stage, self._seed(stage), stage.init)
+                self._add(stage.name, stage.kind, stage, self._seed(stage), _starts_from(stage))
                 self._evaluate(stage.name, evaluations)
         return self.order
 
@@ -127,7 +128,8 @@ class _Expansion:
     ) -> None:
         if inputs is None:
             rows_from = [source.stage for source in getattr(stage, "data", ()) if source.stage]
-            inputs = tuple(dict.fromkeys([model, *rows_from]))
+            others = [name for name in getattr(stage, "pool", ()) if is_stage_name(name)]
+            inputs = tuple(dict.fromkeys([model, *others, *rows_from]))
         if kind == "select":
             what: dict[str, Any] = {"format": FORMAT, "kind": kind, "select": getattr(stage, "select", None)}
         else:
@@ -158,8 +160,10 @@ class _Expansion:
         plain = identity(stage)
         for apart in ("name", "init", "seed", "seeds", "models"):
             plain.pop(apart, None)
+        if isinstance(stage, PoolStage) and stage.models:
+            plain["models"] = [self._pool_key(name) for name in stage.models]
         judged = False
-        for field in ("data", "validation"):
+        for field in SOURCE_FIELDS:
             for source, entry in zip(getattr(stage, field, ()), plain.get(field, ()), strict=True):
                 entry.pop("stage", None)
                 if source.path is not None:
@@ -167,7 +171,7 @@ class _Expansion:
                         "file": Path(source.path).name,
                         "sha256": file_hash(Path(source.path), self.ledger),
                     }
-                judged = judged or stage.kind in ("preferences", "rlvr", "evaluate")
+                judged = judged or stage.kind in ("preferences", "reject", "rlvr", "evaluate")
         if judged:
             plain["verifiers"] = json.loads(json.dumps(self.recipe.verifiers))
             plain["verifier_timeout_s"] = self.recipe.verifier_timeout_s
@@ -181,10 +185,19 @@ class _Expansion:
                 }
         return plain
 
+    def _pool_key(self, name: str) -> str:
+        """Of a model of a pool: the key of its stage, or the hash of its files."""
+        if is_stage_name(name):
+            return self.keys[name]
+        return model_hash(*split_revision(name), self.ledger)
+
     def _source_verifiers(self, stage: AnyStage) -> list[Any]:
-        return [
-            source.verifier
-            for field in ("data", "validation")
-            for source in getattr(stage, field, ())
-            if source.verifier
-        ]
+        named = [source.verifier for field in SOURCE_FIELDS for source in getattr(stage, field, ())]
+        return [verifier for verifier in [*named, getattr(stage, "rank_by", None)] if verifier]
+
+
+def _starts_from(stage: Any) -> str:
+    """The stage (or `base`) whose model the stage starts from, or of a pool the first that is one."""
+    if not isinstance(stage, PoolStage):
+        return str(stage.init)
+    return next((name for name in stage.pool if is_stage_name(name)), BASE)

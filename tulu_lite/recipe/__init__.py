@@ -6,7 +6,16 @@ from .load import RecipeError, dump_recipe, load_recipe, recipe_schema
 from .recipe import BASE, Recipe
 from .server import ServerSettings
 from .serving import serving
-from .stages import AnyStage, DpoStage, EvaluateStage, PreferencesStage, RlvrStage, SftStage
+from .stages import (
+    AnyStage,
+    DpoStage,
+    EvaluateStage,
+    PoolStage,
+    PreferencesStage,
+    RejectStage,
+    RlvrStage,
+    SftStage,
+)
 from .training import AccelerateSettings, LoraSettings, TrainingSettings
 
 __all__ = [
@@ -17,9 +26,11 @@ __all__ = [
     "DpoStage",
     "EvaluateStage",
     "LoraSettings",
+    "PoolStage",
     "PreferencesStage",
     "Recipe",
     "RecipeError",
+    "RejectStage",
     "RlvrStage",
     "ServerSettings",
     "SftStage",

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import TuluLiteError
 from .recipe import Recipe
-from .stages import AnyStage
+from .stages import SOURCE_FIELDS, AnyStage, is_stage_name
 
 STAGE_KINDS: dict[str, type[BaseModel]] = {
     get_args(model.model_fields["kind"].annotation)[0]: model for model in get_args(get_args(AnyStage)[0])
@@ -113,7 +113,7 @@ def _write_out_sources(data: dict[str, Any]) -> None:
     """`data: rows.jsonl` and `data: {...}` as the list that they are short for, so that overrides reach into it."""
     stages = data.get("stages")
     for stage in stages if isinstance(stages, list) else []:
-        for field in ("data", "validation") if isinstance(stage, dict) else ():
+        for field in SOURCE_FIELDS if isinstance(stage, dict) else ():
             given = stage.get(field)
             if isinstance(given, (str, dict)):
                 given = [given]
@@ -206,7 +206,16 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         if not isinstance(stage, dict):
             continue
         _resolve_accelerate(stage, folder)
-        for field in ("data", "validation"):
+        if stage.get("kind") in ("preferences", "reject") and isinstance(stage.get("models"), list):
+            stage["models"] = [
+                _absolute(name, folder)
+                if isinstance(name, str) and not is_stage_name(name) and _is_local_model(name, folder)
+                else name
+                for name in stage["models"]
+            ]
+        if isinstance(stage.get("rank_by"), str):
+            stage["rank_by"] = _resolve_verifier(stage["rank_by"], folder)
+        for field in SOURCE_FIELDS:
             stage[field] = _resolve_sources(stage[field], folder) if field in stage else None
             if stage[field] is None:
                 del stage[field]

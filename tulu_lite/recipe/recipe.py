@@ -9,11 +9,21 @@ from pydantic import Field, model_validator
 from .base import Incidental, Settings
 from .judges import JudgeSettings
 from .server import ServerSettings
-from .stages import AnyStage, DpoStage, EvaluateStage, PreferencesStage, RlvrStage, SftStage
+from .stages import (
+    SOURCE_FIELDS,
+    AnyStage,
+    DpoStage,
+    EvaluateStage,
+    PoolStage,
+    RlvrStage,
+    SftStage,
+    is_stage_name,
+)
 from .training import AccelerateSettings
 
 BASE = "base"  # the name by which stages refer to the recipe's own model
 
+READS_ROWS = {"sft": "reject", "dpo": "preferences"}  # by kind: what makes the rows of `data: {stage: ...}`
 MAKES_MODEL = (SftStage, DpoStage, RlvrStage)
 
 
@@ -74,20 +84,33 @@ class Recipe(Settings):
                 )
             where = f"stages.{index} ({stage.name})"
             wanted = list(stage.models) if isinstance(stage, EvaluateStage) else [stage.init]
+            if isinstance(stage, PoolStage):
+                wanted = [name for name in stage.pool if is_stage_name(name)]
             for name in wanted:
-                field = "models" if isinstance(stage, EvaluateStage) else "init"
+                field = "models" if getattr(stage, "models", None) else "init"
                 _check_name(where, field, name, earlier, later, MAKES_MODEL, "a model")
-            for field in ("data", "validation"):
+            for field in SOURCE_FIELDS:
                 for source in getattr(stage, field, ()):
                     if source.stage is not None:
-                        _check_name(where, field, source.stage, earlier, later, (PreferencesStage,), "rows")
-                        if not isinstance(stage, DpoStage):
-                            raise ValueError(
-                                f"{where}.{field}: only a dpo stage can read the pairs of a preferences stage; "
-                                "name a file or a hub data set here"
-                            )
+                        _check_rows(f"{where}.{field}", stage, source.stage, earlier, later)
             earlier[stage.name] = stage
         return self
+
+
+def _check_rows(
+    where: str, stage: AnyStage, name: str, earlier: dict[str, AnyStage], later: list[str]
+) -> None:
+    """The stage can read the rows of the stage `name`: pairs of token ids, or responses as token ids."""
+    makes = READS_ROWS.get(stage.kind)
+    if makes is None:
+        raise ValueError(
+            f"{where}: a stage of kind {stage.kind} cannot read the rows of another stage; only "
+            + ", ".join(f"{reader} can (of {made})" for reader, made in READS_ROWS.items())
+            + "; name a file or a hub data set here"
+        )
+    kinds = tuple(type(one) for one in earlier.values() if one.kind == makes)
+    place, _, field = where.rpartition(".")
+    _check_name(place, field, name, earlier, later, kinds, f"rows that a stage of kind {stage.kind} can read")
 
 
 def _check_name(

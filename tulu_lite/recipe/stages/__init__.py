@@ -7,23 +7,31 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .common import Stage
+from .common import SOURCE_FIELDS, Stage
 from .dpo import DpoStage
 from .evaluate import EvaluateStage
+from .pool import PoolStage, is_stage_name, split_revision
 from .preferences import PreferencesStage
+from .reject import RejectStage
 from .rlvr import RlvrStage
 from .sft import SftStage
 
 AnyStage = Annotated[
-    SftStage | PreferencesStage | DpoStage | RlvrStage | EvaluateStage, Field(discriminator="kind")
+    SftStage | PreferencesStage | RejectStage | DpoStage | RlvrStage | EvaluateStage,
+    Field(discriminator="kind"),
 ]
 
 __all__ = [
+    "SOURCE_FIELDS",
     "AnyStage",
     "DpoStage",
     "EvaluateStage",
+    "PoolStage",
     "PreferencesStage",
+    "RejectStage",
     "RlvrStage",
     "SftStage",
     "Stage",
+    "is_stage_name",
+    "split_revision",
 ]

@@ -20,6 +20,11 @@ Sources = Annotated[
     BeforeValidator(_as_list, json_schema_input_type=_Short | list[_Short]),
     Field(min_length=1),
 ]
+MoreSources = Annotated[
+    tuple[DataSource, ...],
+    BeforeValidator(_as_list, json_schema_input_type=_Short | list[_Short]),
+]  # as Sources, and there may be none
+SOURCE_FIELDS = ("data", "validation", "general", "general_prompts")  # the fields of stages that hold sources
 StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
 
 
