@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PretrainedConfig
 from ..files import write_json
 from .folders import new_folder, write_tensors
 from .model import adapter_tensors, merged_weights, unwrapped
+from .scalar import classifier_config, is_classifier, padding_token
 from .sharding import agree, assign, from_all, is_main, rank, spread_like, whole
 from .zero import is_zero, optimizer_tensors, set_optimizer_tensors, shape_of
 
@@ -219,13 +220,15 @@ def export_model(
 ) -> None:
     """Write a folder that transformers and vLLM load: merged float32 weights, the initial model's config, generation
     config with all end tokens, tokenizer with the chat template that was trained with, and `card` as README.md.
-    Under LoRA the adapter is kept in out_dir/adapter too.
+    Under LoRA the adapter is kept in out_dir/adapter too. A ScalarModel becomes a sequence-classification folder,
+    merged alone.
 
     Whole or not at all; one that a killed run left is replaced. Every process calls it; the first one writes.
     """
     failure: Exception | None = None
     inner: Any = unwrapped(model)
-    adapter = _kept(adapter_tensors(model))
+    # a reward model's adapter without its head would be of no use
+    adapter = {} if is_classifier(inner) else _kept(adapter_tensors(model))
     weights = merged_weights(model)
     if is_main():
         try:
@@ -284,7 +287,22 @@ def _write_configs(
         for name, value in config.items()
         if name not in ("torch_dtype", "_commit_hash", "_name_or_path")
     }
+    config |= classifier_config(inner, template) if is_classifier(inner) else {}
     write_json(folder / "config.json", config | {"dtype": "float32"})
+    if not is_classifier(inner):
+        _write_generation_config(folder, inner, template)
+    tokenizer = template.tokenizer
+    before = (tokenizer.chat_template, tokenizer.pad_token_id)
+    tokenizer.chat_template = template.source
+    if is_classifier(inner):
+        tokenizer.pad_token_id = padding_token(tokenizer, template.end_token_ids)
+    try:
+        tokenizer.save_pretrained(str(folder))
+    finally:
+        tokenizer.chat_template, tokenizer.pad_token_id = before
+
+
+def _write_generation_config(folder: Path, inner: Any, template: Template) -> None:
     generation = GenerationConfig.from_dict(inner.generation_config.to_dict())
     generation.eos_token_id = list(template.end_token_ids)
     if generation.pad_token_id is None:
@@ -295,10 +313,3 @@ def _write_configs(
         or generation.top_p not in (None, 1.0)
     )
     generation.save_pretrained(str(folder))
-    tokenizer = template.tokenizer
-    before = tokenizer.chat_template
-    tokenizer.chat_template = template.source
-    try:
-        tokenizer.save_pretrained(str(folder))
-    finally:
-        tokenizer.chat_template = before

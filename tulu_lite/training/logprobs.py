@@ -31,6 +31,11 @@ class LogprobModel(nn.Module):
         self.causal_lm = causal_lm
 
     @property
+    def wrapped(self) -> nn.Module:
+        """The transformers model or PeftModel, as `unwrapped` finds it."""
+        return self.causal_lm
+
+    @property
     def base(self) -> Any:
         """The transformers model, adapters (if any) inside."""
         model: Any = self.causal_lm

@@ -38,7 +38,7 @@ def load_model(
     """
     model = _from_pretrained(str(name), revision)
     model.to(device)
-    _without_dropout(model)
+    without_dropout(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -86,7 +86,7 @@ def _from_pretrained(name: str, revision: str | None) -> Any:
     return model
 
 
-def _without_dropout(model: nn.Module) -> None:
+def without_dropout(model: nn.Module) -> None:
     """Attention reads its rate from an attribute of its own, so modules of class Dropout are not all there is."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -161,11 +161,11 @@ def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The transformers model or PeftModel inside DDP, DeepSpeed and LogprobModel."""
+    """The transformers model or PeftModel inside DDP, DeepSpeed and LogprobModel or ScalarModel."""
     inner: Any = model
-    while not isinstance(inner, LogprobModel) and isinstance(getattr(inner, "module", None), nn.Module):
+    while not hasattr(inner, "wrapped") and isinstance(getattr(inner, "module", None), nn.Module):
         inner = inner.module
-    return inner.causal_lm if isinstance(inner, LogprobModel) else inner
+    return getattr(inner, "wrapped", inner)
 
 
 @torch.no_grad()
