@@ -224,9 +224,10 @@ class Load:
 def judge(batches: list[Batch], references: list[Answers]) -> dict[str, Any]:
     """What of all that was asked for got lost, came twice, or differs from the unbroken runs.
 
-    references: the unbroken samples under each of the weights that were served meanwhile.
+    references: the unbroken samples under each of the weights that were served meanwhile. Each response is of one of
+    them; a group that was asked for just as new weights came may hold responses of both (`mixed`).
     """
-    lost = duplicated = wrong = requests = 0
+    lost = duplicated = wrong = mixed = requests = 0
     errors = [batch.error for batch in batches if batch.error]
     for batch in batches:
         got = answers_of(batch.groups)
@@ -235,12 +236,18 @@ def judge(batches: list[Batch], references: list[Answers]) -> dict[str, Any]:
             times = batch.times[prompt.id]
             lost += times == 0 or (not batch.error and prompt.id not in got)
             duplicated += times > 1
-            wrong += prompt.id in got and all(got[prompt.id] != known[prompt.id] for known in references)
+            if prompt.id in got:
+                wrong += sum(
+                    all(answer != known[prompt.id][number] for known in references)
+                    for number, answer in enumerate(got[prompt.id])
+                )
+                mixed += all(got[prompt.id] != known[prompt.id] for known in references)
     return {
         "requests": requests,
         "lost": lost,
         "duplicated": duplicated,
         "wrong": wrong,
+        "mixed": mixed,
         "errors": errors[:2],
     }
 
