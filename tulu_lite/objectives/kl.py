@@ -28,3 +28,16 @@ def kl_estimate(new: Tensor, reference: Tensor, estimator: KlEstimator) -> Tenso
     if estimator == "k3":
         return torch.expm1(-difference) + difference
     raise ValueError(f"there is no KL estimator {estimator!r}; it is k1, k2 or k3")
+
+
+def kl_loss(new: Tensor, reference: Tensor, estimator: KlEstimator) -> Tensor:
+    """Per-token KL term of a loss: the estimate's value, with a gradient that holds the policy back.
+
+    k2 and k3 are differentiated as they are. k1 has the gradient of k2, d grad log pi, which is the score-function
+    gradient of its mean (differentiating k1 itself gives zero on average): KL(policy || reference) without bias.
+    """
+    estimate = kl_estimate(new, reference, estimator)
+    if estimator != "k1":
+        return estimate
+    slope = kl_estimate(new, reference, "k2")
+    return estimate.detach() + slope - slope.detach()

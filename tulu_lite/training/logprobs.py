@@ -5,7 +5,7 @@ B responses with their prompts, T positions, N positions whose log-probability i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import TuluLiteError
+
+Entropy = Literal["none", "measured", "trained"]
 
 LEAST_CHUNK_ELEMENTS = (
     1 << 22
@@ -51,9 +53,15 @@ class LogprobModel(nn.Module):
         return self.base._no_split_modules
 
     def forward(
-        self, ids: Tensor, attention: Tensor, mask: Tensor | None, chunk_tokens: int, temperature: float
+        self,
+        ids: Tensor,
+        attention: Tensor,
+        mask: Tensor | None,
+        chunk_tokens: int,
+        temperature: float,
+        entropy: Entropy = "none",
     ) -> Tensor:
-        """[B, T-1]; see token_logprobs."""
+        """[B, T-1]; see token_logprobs. With entropy [2, B, T-1]; see token_logprobs_and_entropy."""
         if mask is None:
             mask = attention[:, 1:]
         base = self.base
@@ -67,8 +75,11 @@ class LogprobModel(nn.Module):
         targets = ids.reshape(-1)[wanted + 1]  # [N]
         # a gather by index_select: its backward pass is one index_add, in a fixed order
         selected = hidden.reshape(-1, hidden.shape[-1]).index_select(0, wanted)  # [N, D]
-        logprobs = _chunked(base, selected, targets, chunk_tokens, temperature)  # [N]
-        return out.index_copy(0, wanted, logprobs * 0 if nothing else logprobs).view_as(ids)[:, :-1]
+        found = _chunked(base, selected, targets, chunk_tokens, temperature, entropy)  # [N] or [2, N]
+        found = found * 0 if nothing else found
+        if entropy == "none":
+            return out.index_copy(0, wanted, found).view_as(ids)[:, :-1]
+        return out.expand(2, -1).index_copy(1, wanted, found).view(2, *ids.shape)[:, :, :-1]
 
 
 def token_logprobs(
@@ -94,31 +105,65 @@ def token_logprobs(
     return model(ids, attention, mask, chunk_tokens, temperature)
 
 
-def _chunked(base: Any, hidden: Tensor, targets: Tensor, chunk_tokens: int, temperature: float) -> Tensor:
-    """[N] from hidden [N, D] and targets [N]."""
+def token_logprobs_and_entropy(
+    model: nn.Module,
+    ids: Tensor,
+    attention: Tensor,
+    *,
+    chunk_tokens: int,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    trained: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """token_logprobs, and beside it [B, T-1] the exact entropy -sum_v p_v log p_v of the distribution that each token
+    was drawn from, at the same temperature and from the same logits. trained: with its gradient, for an entropy bonus.
+    """
+    if ids.shape[0] and bool((attention[:, 1:] > attention[:, :-1]).any()):
+        raise TuluLiteError("token_logprobs: a batch is padded on the left", cure="pad it on the right")
+    both = model(ids, attention, mask, chunk_tokens, temperature, "trained" if trained else "measured")
+    return both[0], both[1]
+
+
+def _chunked(
+    base: Any,
+    hidden: Tensor,
+    targets: Tensor,
+    chunk_tokens: int,
+    temperature: float,
+    entropy: Entropy = "none",
+) -> Tensor:
+    """[N], with entropy [2, N], from hidden [N, D] and targets [N]."""
     head = base.get_output_embeddings()
     chunk = max(chunk_tokens, LEAST_CHUNK_ELEMENTS // base.config.get_text_config().vocab_size)
     if len(targets) <= chunk:
-        return _logprobs(head, base.config, hidden, targets, temperature)
+        return _logprobs(head, base.config, hidden, targets, temperature, entropy)
     parts = []
     for start in range(0, len(targets), chunk):
         rows = slice(start, start + chunk)
-        arguments = (head, base.config, hidden[rows], targets[rows], temperature)
+        arguments = (head, base.config, hidden[rows], targets[rows], temperature, entropy)
         if torch.is_grad_enabled():
             parts.append(checkpoint(_logprobs, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
             parts.append(_logprobs(*arguments))
-    return torch.cat(parts)
+    return torch.cat(parts, dim=-1)
 
 
-def _logprobs(head: nn.Module, config: Any, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """[N]. The head is called as a module, so that engines which gather its weight when it is called do so."""
+def _logprobs(
+    head: nn.Module, config: Any, hidden: Tensor, targets: Tensor, temperature: float, entropy: Entropy
+) -> Tensor:
+    """[N], with entropy [2, N]. The head is called as a module, so that engines which gather its weight when it is called do so."""
     logits = head(hidden)  # [N, V]
     logits = _as_model_scales(logits, config)
     logits = logits.to(_logit_dtype(logits.dtype))
     if temperature != 1.0:
         logits = logits / temperature
-    return -F.cross_entropy(logits, targets, reduction="none")
+    logprobs = -F.cross_entropy(logits, targets, reduction="none")
+    if entropy == "none":
+        return logprobs
+    if entropy == "measured":
+        logits = logits.detach()
+    mean = (logits.softmax(-1) * logits).sum(-1)  # of the logits
+    return torch.stack([logprobs, logits.logsumexp(-1) - mean])
 
 
 def _as_model_scales(logits: Tensor, config: Any) -> Tensor:
