@@ -33,24 +33,40 @@ from ..pipeline.protocol import USER_ERROR, progress_text, read_metrics
 from ..pipeline.steps import Step, expand, model_path
 from ..recipe import BASE, AnyStage, Recipe, dump_recipe, load_recipe
 from ..rollout.process import die_with_parent
+from ..watching.sinks import Logged, Sinks
+from ..watching.watch import Places, Watch
 
 
 class MetricsLog:
-    """metrics.jsonl: one line of numbers for each optimiser step (or whatever `step` counts in the stage)."""
+    """metrics.jsonl: one line of numbers for each optimiser step (or whatever `step` counts in the stage).
 
-    def __init__(self, path: Path, active: bool = True) -> None:
-        self.path, self.active = path, active
+    watch: what looks at each line for spikes and warnings, and copies it to the recipe's sinks.
+    """
+
+    def __init__(self, path: Path, active: bool = True, watch: Watch | None = None) -> None:
+        self.path, self.active, self.watch = path, active, watch
 
     def resume(self, step: int) -> None:
         """Forget what was logged after `step`: it is about to be done again."""
-        if self.active and self.path.exists():
-            kept = [row for row in self.rows() if row["step"] <= step]
+        if not self.active:
+            return
+        logged = self.rows()
+        kept = [row for row in logged if row["step"] <= step]
+        if self.path.exists():
             write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        if self.watch is not None:
+            self.watch.resume(kept, logged[-1]["step"] if logged else 0)
 
-    def log(self, step: int, **values: float) -> None:
+    def log(self, step: int, /, places: Places | None = None, **values: float) -> None:
+        """places: gives the places (file:line, or prompt ids) of the step's batch, asked for when it is a spike."""
         if self.active:
+            row = values if self.watch is None else self.watch.row(step, values, places)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(json.dumps({"step": step, **row}) + "\n")
+
+    def close(self) -> None:
+        if self.watch is not None:
+            self.watch.close()
 
     def rows(self) -> list[dict[str, Any]]:
         return read_metrics(self.path)
@@ -74,7 +90,10 @@ class StepContext:
     _first: tuple[str, float, float] | None = None  # unit, time and count from which the rate is measured
 
     def __post_init__(self) -> None:
-        self.metrics = MetricsLog(self.dir / "metrics.jsonl", self.is_main)
+        logged = Logged(self.step.id, self.step.key, self.dir, self.recipe.name, self.step.identity)
+        sinks = Sinks(self.recipe.watch if self.is_main else (), logged)
+        watch = Watch(self.dir, self.recipe.warnings, sinks) if self.is_main else None
+        self.metrics = MetricsLog(self.dir / "metrics.jsonl", self.is_main, watch)
 
     @property
     def dir(self) -> Path:
@@ -101,7 +120,7 @@ class StepContext:
         return self.dir / "checkpoints"
 
     def stage_rows(self, name: str) -> Path:
-        """The pairs of an earlier preferences stage."""
+        """The rows of an earlier stage: pairs of a preferences stage, responses of a reject stage."""
         return self.steps[name].folder / self.steps[name].outcome["rows"]
 
     def saved(self, step: int, path: Path) -> None:
@@ -119,7 +138,8 @@ class StepContext:
         self._shown = now
         seconds, did = now - self._first[1], done - self._first[2]
         rate = did / seconds if seconds > 0 and did > 0 else None
-        state = {"done": done, "total": total, "unit": unit, "rate": rate, "shown": shown}
+        notes = self.metrics.watch.notes if self.metrics.watch is not None else []
+        state = {"done": done, "total": total, "unit": unit, "rate": rate, "shown": shown, "notes": notes}
         write_json(self.dir / "progress.json", state)
         if now - self._printed >= 5 or done >= total:
             self._printed = now
@@ -196,6 +216,9 @@ def step_context(stage_class: type, arguments: Sequence[str] | None = None) -> I
         traceback.print_exc()
         _fail(context, f"{type(error).__name__}: {error}", None)
         sys.exit(1)
+    finally:
+        if context is not None:
+            context.metrics.close()
 
 
 def _parse(stage_class: type, arguments: Sequence[str] | None) -> argparse.Namespace:
