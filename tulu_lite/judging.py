@@ -61,6 +61,13 @@ class Judge:
         Raises TuluLiteError when more than max_error_share of the verdicts are errors: a broken verifier
         must stop a run, not teach it.
         """
+        judged = self.judged(groups)
+        verdicts = [rollout.verdict for group in judged for rollout in group.rollouts]
+        self.check_errors([verdict for verdict in verdicts if verdict is not None])
+        return judged
+
+    def judged(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+        """The same without the check, for a part of what will be judged."""
         items = [
             (
                 verifier_spec(self.recipe, group.prompt.verifier),
@@ -75,19 +82,20 @@ class Judge:
             for group in groups
             for rollout in group.rollouts
         ]
-        verdicts = self.pool.verify(items)
-        self._check_errors(verdicts)
-        return list(_with_verdicts(groups, iter(verdicts)))
+        return list(_with_verdicts(groups, iter(self.pool.verify(items))))
 
-    def _check_errors(self, verdicts: Sequence[verifiers.Verdict]) -> None:
+    def check_errors(self, verdicts: Sequence[verifiers.Verdict], total: int | None = None) -> None:
+        """Raises TuluLiteError when more than max_error_share of `total` verdicts are errors. total: those that there
+        will be, of which `verdicts` are the first; by default these are all."""
+        total = len(verdicts) if total is None else total
         errors = Counter(
             f"{verdict.verifier}: {verdict.reason}" for verdict in verdicts if verdict.score is None
         )
         failed = sum(errors.values())
-        if failed > self.max_error_share * len(verdicts):
+        if failed > self.max_error_share * total:
             common, times = errors.most_common(1)[0]
             raise TuluLiteError(
-                f"verifiers failed on {failed} of {len(verdicts)} responses, more than the {self.max_error_share:.0%} allowed",
+                f"verifiers failed on {failed} of {total} responses, more than the {self.max_error_share:.0%} allowed",
                 why=f"an error is never a score, so these would be left out; the most common ({times} times) is {common}",
                 cure="mend the verifier (`python -m verifiers check` tries it), raise verifier_timeout_s, or raise max_error_share",
             )

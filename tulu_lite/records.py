@@ -36,8 +36,13 @@ class Rollout:
     finish_reason: str  # "stop" (an end token was sampled) or "length" (the budget ran out)
     text: str = ""  # decoded without the end token
     verdict: Verdict | None = None  # None until verified
+    encoded: bool = (
+        False  # made from another model's text: no token was sampled, so there are no logprobs or versions
+    )
 
     def __post_init__(self) -> None:
+        if self.encoded and not self.logprobs and not self.weight_versions:
+            return
         if not len(self.token_ids) == len(self.logprobs) == len(self.weight_versions):
             raise ValueError(
                 f"a rollout has {len(self.token_ids)} tokens but {len(self.logprobs)} logprobs and "

@@ -122,6 +122,12 @@ class ChatTemplate:
             for i, ((text, spans), encoding) in enumerate(zip(spanned, encodings, strict=True))
         ]
 
+    def response(self, text: str, finished: bool) -> list[int]:
+        """Token ids of an answer of another model, as this one would have sampled it: it begins with a token of its
+        own, and ends with the end token if it is finished."""
+        ids = self._ids_of(text)
+        return [*ids, self.end_token_ids[0]] if finished else ids
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The exact text, without the end token and other special tokens."""
         end = len(token_ids)

@@ -8,14 +8,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from verifiers import Verdict
-
 from ..errors import TuluLiteError
 from ..files import atomic_file
 from ..recipe import DataSource, DpoStage
-from ..records import PreferencePair, Prompt, Rollout
+from ..records import PreferencePair, Prompt
 from .chat import ChatTemplate
 from .report import DataReport
+from .responses import parse_rollout, rollout_json, whole_numbers
 from .sources import Row, load_rows, read_jsonl, select
 from .turns import prompt_of_text, response_of_text
 
@@ -139,25 +138,19 @@ def _join(
 def _pair_json(pair: PreferencePair) -> dict[str, Any]:
     return {
         "prompt": {field.name: getattr(pair.prompt, field.name) for field in fields(Prompt)},
-        "chosen": _rollout_json(pair.chosen),
-        "rejected": _rollout_json(pair.rejected),
+        "chosen": rollout_json(pair.chosen),
+        "rejected": rollout_json(pair.rejected),
         "provenance": dict(pair.provenance),
     }
-
-
-def _rollout_json(rollout: Rollout) -> dict[str, Any]:
-    data = {field.name: getattr(rollout, field.name) for field in fields(Rollout)}
-    data["verdict"] = None if rollout.verdict is None else rollout.verdict.to_json()
-    return data
 
 
 def _parse_pair(data: Any, where: str) -> PreferencePair:
     try:
         prompt = dict(data["prompt"])
-        prompt["token_ids"] = _ints(prompt["token_ids"])
+        prompt["token_ids"] = whole_numbers(prompt["token_ids"])
         provenance = dict(data["provenance"])
         return PreferencePair(
-            Prompt(**prompt), _parse_rollout(data["chosen"]), _parse_rollout(data["rejected"]), provenance
+            Prompt(**prompt), parse_rollout(data["chosen"]), parse_rollout(data["rejected"]), provenance
         )
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)
@@ -166,18 +159,3 @@ def _parse_pair(data: Any, where: str) -> PreferencePair:
             cure="run the preferences stage again; for pairs of your own, name the file with `path:` and "
             "its columns",
         ) from None
-
-
-def _parse_rollout(data: Any) -> Rollout:
-    values = dict(data)
-    values["token_ids"] = _ints(values["token_ids"])
-    values["weight_versions"] = _ints(values["weight_versions"])
-    values["logprobs"] = tuple(float(value) for value in values["logprobs"])
-    values["verdict"] = None if values["verdict"] is None else Verdict.from_json(values["verdict"])
-    return Rollout(**values)
-
-
-def _ints(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or any(type(value) is not int for value in values):
-        raise ValueError("token ids and weight versions are lists of whole numbers")
-    return tuple(values)

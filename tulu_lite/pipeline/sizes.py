@@ -104,14 +104,18 @@ class StepSizes:
         raise TypeError(stage.kind)
 
     def _pool(self, stage: PoolStage) -> Size:
-        prompts = self._prompts(stage.name, "data", stage.prompt_sources, stage.sampling.max_tokens)
+        budget = stage.sampling.max_tokens
+        parts = zip(("data", "general_prompts"), stage.prompt_parts, strict=False)
+        prompts = [
+            prompt for field, part in parts for prompt in self._prompts(stage.name, field, part, budget)
+        ]
         if isinstance(stage, RejectStage):
             if stage.rank_by is not None:
                 ranked = [replace(prompt, verifier=stage.rank_by) for prompt in prompts]
                 check_references(self.recipe, ranked, f"stage {stage.name}, rank_by")
             for row in load_rows(stage.general, seed=self.recipe.seed):
                 conversation_turns(row)  # or says what is wrong with it
-        return self._sampled(prompts, stage.samples_per_prompt, stage.sampling.max_tokens)
+        return self._sampled(prompts, stage.samples_per_prompt, budget)
 
     def _sft(self, stage: SftStage) -> Size:
         self._check_length(stage.name, stage.max_length)

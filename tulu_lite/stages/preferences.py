@@ -1,6 +1,6 @@
-"""On-policy preference pairs (Tülu 3, arXiv:2411.15124, section 5.2, with verifiers as the judges).
+"""Preference pairs (Tülu 3, arXiv:2411.15124, section 5.2, with verifiers as the judges).
 
-1. sample several responses to each prompt from the current policy
+1. sample several responses to each prompt, from the current policy or from a pool of models with it among them
 2. judge them
 3. chosen: the best; rejected: a random lower one (or the lowest); prompts whose responses tie make no pair
 """
@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..datasets.pairs import write_pairs
-from ..datasets.prompts import load_prompts
 from ..errors import TuluLiteError
 from ..judging import judging
 from ..recipe import PreferencesStage
 from ..records import PreferencePair, Rollout, RolloutGroup
-from ..rollout.client import Sampling
 from .context import step_context
+from .pooling import PooledGroup, pooled_groups
 from .sampling import open_sampler
 
 
@@ -29,33 +28,13 @@ def main() -> None:
         judging(ctx.recipe, ctx.stage.max_error_share) as judge,
     ):
         stage: PreferencesStage = ctx.stage
-        drawn = stage.sampling
-        prompts = load_prompts(
-            stage.data,
-            sampler.template,
-            seed=ctx.recipe.seed,
-            max_prompt_tokens=sampler.context - drawn.max_tokens,
-        )
-        sampler.load(ctx.init_model)
-        sampling = Sampling(
-            n=stage.samples_per_prompt,
-            temperature=drawn.temperature,
-            max_tokens=drawn.max_tokens,
-            seed=ctx.seed,
-            **drawn.bending(),
-        )
-        groups = sampler.generate(
-            prompts, sampling, on_progress=lambda done: ctx.progress(done, len(prompts), "prompts")
-        )
-        groups = judge(groups)
+        pooled = pooled_groups(ctx, sampler, judge)
 
-        made_from = {
-            "stage": stage.name,
-            "policy": ctx.step.model,
-            "step_key": ctx.step.key,
-            "seed": ctx.seed,
-        }
-        pairs = [pair for group in groups for pair in make_pairs(group, stage, ctx.seed, made_from)]
+        made_from = {"stage": stage.name, "step_key": ctx.step.key, "seed": ctx.seed}
+        pairs = [
+            pair for one in pooled for pair in make_pairs(one.group, stage, ctx.seed, made_from, one.models)
+        ]
+        groups = [one.group for one in pooled]
         if not pairs:
             raise TuluLiteError(
                 f"stage {stage.name}: none of {len(groups)} prompts gave two responses of different score, so there is no pair",
@@ -64,15 +43,20 @@ def main() -> None:
             )
         path = ctx.dir / "pairs.jsonl"
         write_pairs(path, pairs)
-        ctx.finish(rows=path, summary=_summary(groups, pairs))
+        ctx.finish(rows=path, summary=_summary(groups, pairs) | _by_model(pooled, pairs))
 
 
 def make_pairs(
-    group: RolloutGroup, stage: PreferencesStage, seed: int, made_from: dict[str, Any]
+    group: RolloutGroup,
+    stage: PreferencesStage,
+    seed: int,
+    made_from: dict[str, Any],
+    models: Sequence[str] = (),
 ) -> list[PreferencePair]:
     """At most `pairs_per_prompt` pairs of one prompt's judged responses, no text twice on the same side.
 
-    Responses without a score take no part. The choice depends on the prompt and the seed alone.
+    models: [n] which model sampled each response, for the provenance. Responses without a score take no part. The
+    choice depends on the prompt and the seed alone.
     """
     choice = random.Random(f"{seed}:{group.prompt.id}")
     scored = [
@@ -108,6 +92,8 @@ def make_pairs(
             "rejected_sample": rejected_index,
             **_versions(chosen),
         }
+        if models:
+            provenance |= {"chosen_model": models[index], "rejected_model": models[rejected_index]}
         pairs.append(PreferencePair(group.prompt, chosen, rejected, provenance))
     return pairs
 
@@ -127,6 +113,26 @@ def _summary(groups: Sequence[RolloutGroup], pairs: Sequence[PreferencePair]) ->
         "pairs": len(pairs),
         "prompts_without_pair": len({group.prompt.id for group in groups})
         - len({pair.prompt.id for pair in pairs}),
+    }
+
+
+def _by_model(pooled: Sequence[PooledGroup], pairs: Sequence[PreferencePair]) -> dict[str, Any]:
+    """Of a pool: each model's mean score, and how often its responses were chosen and rejected."""
+    scores: dict[str, list[float]] = {}
+    for one in pooled:
+        for model, score in zip(one.models, one.group.scores, strict=True):
+            scores.setdefault(model, []).extend([] if score is None else [score])
+    if len(scores) < 2:
+        return {}
+    return {
+        "by_model": {
+            model: {
+                "mean_score": sum(known) / max(len(known), 1),
+                "chosen": sum(pair.provenance["chosen_model"] == model for pair in pairs),
+                "rejected": sum(pair.provenance["rejected_model"] == model for pair in pairs),
+            }
+            for model, known in scores.items()
+        }
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -62,6 +63,34 @@ class Sampler:
 
         stopping = replace(sampling, stop_token_ids=self.template.end_token_ids)
         return self.client.generate(prompts, stopping, on_group=count, positions=positions)
+
+    def arriving(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, positions: Sequence[int] | None = None
+    ) -> Iterator[list[RolloutGroup]]:
+        """`generate` in lists of the groups that came since the last list, in any order: sampling goes on while the
+        caller works on one. Closing the iterator ends what is under way."""
+        arrived: queue.SimpleQueue[RolloutGroup | None] = queue.SimpleQueue()
+        stopping = replace(sampling, stop_token_ids=self.template.end_token_ids)
+        task = self.client.submit(prompts, stopping, arrived.put, positions)
+        task.add_done_callback(lambda _: arrived.put(None))  # the last that comes
+        try:
+            came: list[RolloutGroup | None] = []
+            while not came or came[-1] is not None:
+                came = [arrived.get()]
+                while not arrived.empty():
+                    came.append(arrived.get())
+                if groups := [group for group in came if group is not None]:
+                    yield groups
+            task.result()
+        finally:
+            task.cancel()
+
+    def speaking(self, template: ChatTemplate, context: int) -> Sampler:
+        """This sampler for a model of another vocabulary: its responses are decoded and ended by this template."""
+        bound = copy.copy(self)
+        bound.client = copy.copy(self.client)
+        bound.client.decode, bound.template, bound.context = template.decode, template, context
+        return bound
 
     # Where the server and training take turns on the same GPUs
 

@@ -29,7 +29,7 @@ def train(ctx: StepContext) -> None:
         recipe.chat_template, load_tokenizer(recipe.model, recipe.revision), recipe.model
     )
     template.check()
-    examples, report = load_conversations(stage, template, seed=recipe.seed)
+    examples, report = load_conversations(stage, template, seed=recipe.seed, stage_rows=ctx.stage_rows)
     for note in report.notes():
         print(note, flush=True)
 

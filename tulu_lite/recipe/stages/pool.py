@@ -44,9 +44,9 @@ class PoolStage(Stage):
         return self
 
     @property
-    def prompt_sources(self) -> tuple[DataSource, ...]:
-        """The sources of all prompts that are sampled."""
-        return self.data
+    def prompt_parts(self) -> tuple[tuple[DataSource, ...], ...]:
+        """The sources of all prompts that are sampled, in parts that are kept apart."""
+        return (self.data,)
 
     @property
     def pool(self) -> tuple[str, ...]:

@@ -59,6 +59,6 @@ class RejectStage(PoolStage):
         return self
 
     @property
-    def prompt_sources(self) -> tuple[DataSource, ...]:
+    def prompt_parts(self) -> tuple[tuple[DataSource, ...], ...]:
         """The sources of all prompts that are sampled: those of `data`, then the general ones."""
-        return self.data + self.general_prompts
+        return (self.data, self.general_prompts) if self.general_prompts else (self.data,)
