@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe import Recipe
+from ..watching.sinks import check_sinks
 from .judges import announce
 from .ledger import Ledger
 from .sizes import Size, StepSizes
@@ -30,6 +31,7 @@ def make_plan(recipe: Recipe, *, sizes: bool = True) -> list[PlannedStep]:
     a mistake in the last stage's data shows before the first stage starts. Raises TuluLiteError.
     """
     announce(recipe)
+    check_sinks(recipe.watch)
     ledger = Ledger(Path(recipe.output))
     steps = expand(recipe, ledger)
     measure = StepSizes(recipe, ledger)

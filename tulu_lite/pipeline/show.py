@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..recipe import Recipe
+from ..watching.watch import counted
 from .plan import PlannedStep
 from .protocol import progress_text
 from .steps import Step
@@ -31,6 +32,7 @@ class Display:
         self.head = ""
         self.began = self.printed = time.monotonic()
         self.server_text = ""
+        self.noted: set[str] = set()  # spikes and warnings of the current step that were shown
 
     def plan(self, recipe: Recipe, plan: list[PlannedStep]) -> None:
         self.console.print(plan_table(recipe, plan))
@@ -41,6 +43,7 @@ class Display:
     def started(self, number: int, total: int, step: Step, command: str) -> None:
         self.head = f"[{number}/{total}] {step.id}"
         self.began = self.printed = time.monotonic()
+        self.noted = set()
         self.console.print(
             f"[bold]{escape(self.head)}[/bold]  [dim]$ {escape(command)}[/dim]", soft_wrap=True
         )
@@ -60,6 +63,10 @@ class Display:
         now = time.monotonic()
         seconds = int(now - self.began)
         text = progress_text(state) if state else "starting"
+        for note in (state or {}).get("notes", ()):  # spikes and warnings, each once
+            if note not in self.noted:
+                self.noted.add(note)
+                self.console.print(f"[yellow]{escape(f'{self.head}  {note}')}[/yellow]", soft_wrap=True)
         line = f"{self.head}  {text}  ({seconds // 60}:{seconds % 60:02d} so far)"
         if self.server_text and self.server_text != "ready":
             line += f"  server: {self.server_text}"
@@ -76,6 +83,8 @@ class Display:
             f"[green]\\[{number}/{total}] {step.id}: done[/green] in {seconds:.0f} s  {escape(headline(step, result['summary']))}",
             soft_wrap=True,
         )
+        if told := counted(step.folder):
+            self.console.print(f"[yellow]  {escape(told)}[/yellow]", soft_wrap=True)
 
     def close(self) -> None:
         if self.live is not None:

@@ -82,6 +82,14 @@ class Watch:
         self.notes = [*self.notes, text][-KEPT_NOTES:]
 
 
+def counted(folder: Path) -> str:
+    """2 spikes, warnings: kl runaway, truncation. Empty where there was nothing."""
+    spikes = len(read_lines(folder / SPIKES))
+    names = dict.fromkeys(row["name"].replace("_", " ") for row in read_lines(folder / WARNINGS))
+    parts = [f"{spikes} spike{'s' if spikes > 1 else ''}"] if spikes else []
+    return ", ".join([*parts, *([f"warned of {', '.join(names)}"] if names else [])])
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file; a last line torn by a kill is left out, as is what is no object with a step."""
     rows = []
