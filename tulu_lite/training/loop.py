@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..datasets.batching import pack_by_length
 from .accelerator import make_accelerator
@@ -17,15 +18,16 @@ from .optim import accumulating, backward, finish_update, make_optimizer
 class Training:
     """Model, optimiser and accelerator of one supervised stage.
 
-    ctx: a stages.context.StepContext whose stage has TrainingSettings. updates: optimiser steps in all.
+    ctx: a stages.context.StepContext whose stage has TrainingSettings. updates: optimiser steps in all. load: makes the
+    model from the stage's init, as load_model does.
     """
 
-    def __init__(self, ctx: Any, updates: int) -> None:
+    def __init__(self, ctx: Any, updates: int, load: Callable[..., nn.Module] = load_model) -> None:
         stage = ctx.stage
         self.ctx, self.stage, self.updates = ctx, stage, updates
         self.accelerator = make_accelerator(stage.accelerate or ctx.recipe.accelerate, seed=ctx.seed)
         self.device = self.accelerator.device
-        model = load_model(
+        model = load(
             ctx.init_model, self.device, lora=stage.lora, gradient_checkpointing=stage.gradient_checkpointing
         )
         optimizer, self.rate = make_optimizer(model, stage, updates)
