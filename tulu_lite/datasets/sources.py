@@ -1,4 +1,4 @@
-"""Rows of a recipe's data sources: local JSON, JSONL and parquet files, and hub data sets."""
+"""Rows of a recipe's data sources, and the part of them that each source's `share` and `limit` keep."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any, TypeVar
 
 from ..errors import TuluLiteError
 from ..recipe import DataSource
-from .placeholders import render
+from . import formats
+from .placeholders import look_up, render
+from .readers import Bad, _raise, data_files, read_file, read_hub, read_jsonl
+
+__all__ = ["Row", "iterate_rows", "load_rows", "prompt_key", "read_jsonl", "select", "unit_hash"]
 
 Item = TypeVar("Item")
 
@@ -31,36 +35,85 @@ class Row:
     def where(self) -> str:
         return f"{self.file}:{self.line}"
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """column=value of each of the entry's tags that the row has; a list gives one for each of its values."""
+        found: list[str] = []
+        for column in self.entry.tags:
+            value = look_up(self.data, column, None)
+            values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+            found += [
+                f"{column}={item if isinstance(item, str) else json.dumps(item, default=str)}"
+                for item in values
+            ]
+        return tuple(found)
+
 
 def load_rows(sources: Sequence[DataSource], *, seed: int) -> list[Row]:
     """All rows of the sources in order, after each one's share, limit and repeat (in this order).
 
     Raises TuluLiteError for a file that is missing, empty or broken, and for rows that are no objects.
     """
-    rows: list[Row] = []
-    for entry in sources:
-        if entry.stage is not None:
-            raise TuluLiteError(
-                f"the rows of stage {entry.stage!r} cannot be read here",
-                why="a preferences stage makes pairs of sampled token ids, which only a dpo stage can use",
-                cure="name a file or a hub data set",
-            )
-        rows += select(_read(entry), entry, seed, prompt_key)
-    return rows
+    return [row for entry in sources for row in [*iterate_rows(entry, seed=seed)] * entry.repeat]
+
+
+def iterate_rows(entry: DataSource, *, seed: int, bad: Bad = _raise) -> Iterator[Row]:
+    """The source's rows in order, after its share and limit. With `streaming` they are never all in memory.
+
+    bad: told of each broken row. Raises TuluLiteError for a file that is missing or empty, or when none is left.
+    """
+    if entry.stage is not None:
+        raise TuluLiteError(
+            f"the rows of stage {entry.stage!r} cannot be read here",
+            why="a preferences stage makes pairs of sampled token ids, which only a dpo stage can use",
+            cure="name a file or a hub data set",
+        )
+    if not entry.streaming:
+        yield from _limited(list(_in_share(entry, bad)), entry, seed)
+    else:
+        yield from islice(_in_share(entry, bad), entry.limit)
+
+
+def _in_share(entry: DataSource, bad: Bad) -> Iterator[Row]:
+    if entry.share is None:
+        yield from _read(entry, bad)
+        return
+    low, high = entry.share
+    kept = 0
+    for row in _read(entry, bad):
+        try:
+            key = prompt_key(row)
+        except TuluLiteError as error:
+            bad(error, row.file, row.line)
+            continue
+        if low <= unit_hash(key) < high:
+            kept += 1
+            yield row
+    if not kept:
+        raise _empty_share(entry)
 
 
 def select(items: list[Item], entry: DataSource, seed: int, key: Callable[[Item], str]) -> list[Item]:
     """What `share`, `limit` and `repeat` leave of a source's items; key gives the text that is hashed."""
-    label = entry.label
     if entry.share is not None:
         low, high = entry.share
         items = [item for item in items if low <= unit_hash(key(item)) < high]
         if not items:
-            raise TuluLiteError(f"{label}: no row falls in share {[low, high]}", cure="widen the share")
-    if entry.limit is not None and entry.limit < len(items):
-        kept = random.Random(f"{seed}:limit").sample(range(len(items)), entry.limit)
-        items = [items[i] for i in sorted(kept)]
-    return items * entry.repeat
+            raise _empty_share(entry)
+    return _limited(items, entry, seed) * entry.repeat
+
+
+def _empty_share(entry: DataSource) -> TuluLiteError:
+    return TuluLiteError(
+        f"{entry.label}: no row falls in share {list(entry.share or ())}", cure="widen the share"
+    )
+
+
+def _limited(items: list[Item], entry: DataSource, seed: int) -> list[Item]:
+    if entry.limit is None or entry.limit >= len(items):
+        return items
+    kept = random.Random(f"{seed}:limit").sample(range(len(items)), entry.limit)
+    return [items[i] for i in sorted(kept)]
 
 
 def unit_hash(text: str) -> float:
@@ -76,137 +129,43 @@ def prompt_key(row: Row) -> str:
     A conversation counts without its last assistant turn; one that is then a single user turn counts as that
     turn's text, so that a row with messages and a row with the same prompt as text fall on the same side.
     """
-    messages = row.data.get(row.entry.messages)
+    messages = formats.prompt(row.data, row.entry, row.where)
     if messages is None:
         return render(row.entry.prompt, row.data, row.where)
-    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-        if messages[-1].get("role") == "assistant":
-            messages = messages[:-1]
-        if (
-            len(messages) == 1
-            and isinstance(messages[0], dict)
-            and isinstance(messages[0].get("content"), str)
-        ):
-            return messages[0]["content"]
+    if (
+        isinstance(messages, list)
+        and len(messages) == 1
+        and isinstance(messages[0], dict)
+        and isinstance(messages[0].get("content"), str)
+    ):
+        return messages[0]["content"]
     return json.dumps(messages, ensure_ascii=False, sort_keys=True, default=str)
 
 
-def _read(entry: DataSource) -> list[Row]:
+def _read(entry: DataSource, bad: Bad) -> Iterator[Row]:
     if entry.hub is not None:
-        name, file, numbered = entry.hub, entry.hub, _read_hub(entry)
-    else:
-        assert entry.path is not None
-        path = Path(entry.path)
-        name, file, numbered = path.stem, str(path), _read_file(path)
-    rows = []
+        yield from _as_rows(read_hub(entry), entry, entry.hub, entry.hub, bad)
+        return
+    for path in data_files(entry):
+        yield from _as_rows(read_file(path, entry.streaming, bad), entry, path.stem, str(path), bad)
+
+
+def _as_rows(
+    numbered: Iterator[tuple[int, Any]], entry: DataSource, name: str, file: str, bad: Bad
+) -> Iterator[Row]:
+    line = 0
     for line, data in numbered:
         if not isinstance(data, dict):
-            raise TuluLiteError(
+            error = TuluLiteError(
                 f'{file}:{line}: a row is an object such as {{"prompt": "..."}}, but this one is '
                 f"{json.dumps(data, default=str)[:60]}",
                 cure="write one object with named fields for each row",
             )
+            bad(error, file, line)
+            continue
         own = data.get("source")
-        rows.append(
-            Row(data, entry.source or (own if isinstance(own, str) and own else name), file, line, entry)
-        )
-    if not rows:
+        yield Row(data, entry.source or (own if isinstance(own, str) and own else name), file, line, entry)
+    if not line:
         raise TuluLiteError(
             f"{file} has no rows", cure="check that it was written whole, or remove it from the recipe"
         )
-    return rows
-
-
-def _read_file(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        if path.suffix == ".parquet":
-            yield from _read_parquet(path)
-        elif path.suffix == ".json":
-            yield from _read_json(path)
-        else:
-            yield from read_jsonl(path)
-    except FileNotFoundError:
-        raise TuluLiteError(
-            f"there is no data file {path}",
-            cure="check the path; relative paths are relative to the recipe file",
-        ) from None
-    except OSError as error:
-        raise TuluLiteError(f"cannot read the data file {path}: {error.strerror or error}") from None
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line from 1, data) of each line that is not blank. Raises OSError; TuluLiteError for a broken line."""
-    with path.open("rb") as file:
-        for line, text in enumerate(file, start=1):
-            if text.strip():
-                yield line, _parse_json(text, path, line)
-
-
-def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
-    content = path.read_bytes()
-    if not content.strip():
-        return
-    data = _parse_json(content, path, None)
-    if not isinstance(data, list):
-        raise TuluLiteError(
-            f"{path}: a .json data file holds a list of objects, but this one holds "
-            f"{'an object' if isinstance(data, dict) else 'something else'}",
-            cure="put the rows in a list [...], or name the file .jsonl if it has one object a line",
-        )
-    yield from enumerate(data, start=1)
-
-
-def _parse_json(text: bytes, path: Path, line: int | None) -> Any:
-    try:
-        return json.loads(text.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        where = f"{path}:{error.lineno if line is None else line}"
-        hint = (
-            "in a .jsonl file each line is one whole JSON object"
-            if line is not None
-            else "mend the file at that place"
-        )
-        raise TuluLiteError(
-            f"{where}: this is not valid JSON: {error.msg} at column {error.colno}", cure=hint
-        ) from None
-    except UnicodeDecodeError as error:
-        where = f"{path}:{line}" if line is not None else str(path)
-        raise TuluLiteError(
-            f"{where}: this is not UTF-8 text (byte {error.start})", cure="save the file as UTF-8"
-        ) from None
-    except RecursionError:
-        raise TuluLiteError(f"{path}: JSON nested too deeply to be data rows") from None
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            line = 0
-            for batch in file.iter_batches():
-                for data in batch.to_pylist():
-                    line += 1
-                    yield line, data
-    except pyarrow.ArrowException as error:
-        raise TuluLiteError(
-            f"{path} is not a parquet file that can be read: {str(error).splitlines()[0]}"
-        ) from None
-
-
-def _read_hub(entry: DataSource) -> Iterator[tuple[int, Any]]:
-    assert entry.hub is not None
-    import datasets
-
-    try:
-        table = datasets.load_dataset(entry.hub, entry.config, split=entry.split, revision=entry.revision)
-        yield from enumerate(table, start=1)
-    except Exception as error:  # datasets, huggingface_hub, requests and pyarrow errors of many kinds
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise TuluLiteError(
-            f"cannot load the hub data set {entry.hub} (config {entry.config}, split {entry.split}): "
-            f"{reason}",
-            cure="check the id, `config`, `split` and the network; or download the file and name it with "
-            "`path:`",
-        ) from None
