@@ -13,6 +13,7 @@ from rich.table import Table
 from ..files import atomic_file, write_atomic
 from ..recipe import BASE, Recipe, RlvrStage
 from ..statistics import Estimate, difference, seeds_mean
+from ..watching.report import watched_markdown, write_curves
 from .protocol import read_metrics
 from .steps import Step
 
@@ -247,12 +248,15 @@ def _points(step: Step, metric: str) -> list[tuple[int, float]]:
 
 
 def write_report(recipe: Recipe, steps: list[Step]) -> tuple[list[Row], dict[str, Any]]:
-    """Write report.md, report.json and curves.png into the output folder; returns the rows and the files' paths."""
+    """Write report.md, report.json, curves.png and curves/<stage>.png into the output folder; returns the rows and the
+    files' paths."""
     output = Path(recipe.output)
     rows = report_rows(recipe, steps)
-    files: dict[str, Any] = {}
+    curves = write_curves(recipe.name, output, steps)
+    files: dict[str, Any] = {f"curves of {stage}": file for stage, file in curves.items()}
     if rows:
-        write_atomic(output / "report.md", markdown(recipe, rows))
+        text = markdown(recipe, rows) + watched_markdown(steps, curves, output)
+        write_atomic(output / "report.md", text)
         data = [
             {
                 **row.__dict__,

@@ -44,7 +44,12 @@ class History(dict[str, Series]):
     def add(self, row: Mapping[str, Any], wanted: Sequence[str] = ("",)) -> None:
         """One row; of it the metrics whose names begin with one of `wanted`."""
         for name, value in row.items():
-            if name != "step" and is_number(value) and math.isfinite(value) and name.startswith(tuple(wanted)):
+            if (
+                name != "step"
+                and is_number(value)
+                and math.isfinite(value)
+                and name.startswith(tuple(wanted))
+            ):
                 self.setdefault(name, Series()).add(row["step"], float(value))
 
 

@@ -166,7 +166,12 @@ class Wandb:
             resume="allow",
             mode=None if logged_in else "offline",
             settings=wandb.Settings(
-                console="off", silent=True, disable_git=True, save_code=False, init_timeout=60, finish_timeout=60
+                console="off",
+                silent=True,
+                disable_git=True,
+                save_code=False,
+                init_timeout=60,
+                finish_timeout=60,
             ),
         )
         self.before = before

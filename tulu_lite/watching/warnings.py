@@ -100,7 +100,11 @@ def kl_runaway(history: History, settings: WarningSettings) -> Warned | None:
     if settings.kl is None or lately is None:
         return None
     parts = _lately_and_before(history["kl"], t)
-    grown = parts is not None and settings.kl_growth is not None and lately > settings.kl_growth * median(parts[0])
+    grown = (
+        parts is not None
+        and settings.kl_growth is not None
+        and lately > settings.kl_growth * median(parts[0])
+    )
     if not (lately > settings.kl or (grown and lately > settings.kl / 5)):
         return None
     how = f" and grew from {median(parts[0]):.3g} in {t} steps" if grown and parts is not None else ""
