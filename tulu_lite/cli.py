@@ -81,7 +81,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
 def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Show the results so far: the table with intervals, the learning curves, where everything lies."""
     from .pipeline.ledger import Ledger
-    from .pipeline.steps import expand
+    from .pipeline.expand import expand
     from .recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
@@ -90,12 +90,15 @@ def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 def _show_report(recipe, steps) -> None:  # type: ignore[no-untyped-def]
     from .pipeline.report import report_tables, write_report
+    from .watching.report import watched_table
 
     rows, files = write_report(recipe, steps)
     console.print()
     if rows:
         for table in report_tables(recipe, rows):
             console.print(table)
+    if (seen := watched_table(steps)) is not None:
+        console.print(seen)
     models = Table(
         title="Where everything lies", title_justify="left", show_header=False, pad_edge=False, box=None
     )
@@ -117,6 +120,7 @@ def runs(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """List the runs and steps of a recipe's output folder, from its ledger."""
     from .pipeline.ledger import Ledger
     from .recipe import load_recipe
+    from .watching.watch import counted
 
     ledger = Ledger(Path(load_recipe(recipe, overrides or []).output))
     table = Table("run", "started", "minutes", "status", title="Runs", title_justify="left", pad_edge=False)
@@ -138,6 +142,8 @@ def runs(recipe: RecipeFile, overrides: Overrides = None) -> None:
     for row in ledger.steps():
         minutes = f"{(row['ended'] - row['started']) / 60:.1f}" if row["ended"] else ""
         status = row["status"] + (f": {row['error']}" if row["error"] else "")
+        if told := counted(Path(row["folder"])):
+            status += f"; {told}"
         table.add_row(row["id"], status, str(row["attempts"]), _when(row["started"]), minutes, row["folder"])
     console.print(table)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -78,6 +78,48 @@ def difference(after_SN: Sequence[Sequence[float]], before_SN: Sequence[Sequence
         means[i] = _draw(after, prompts, drawn) - _draw(before, prompts, drawn)
     low, high = _interval(means)
     return Estimate(float(after.mean() - before.mean()), low, high, after.shape[1])
+
+
+def paired(after: Mapping[str, float], before: Mapping[str, float]) -> Estimate | None:
+    """mean(after) - mean(before) over the prompts that both have a value for (by id; NaN is none), with a bootstrap
+    interval over prompts. None when there are none.
+
+    Marks that are 0 or 1 and differ nowhere leave resampling no doubt at all; then the interval is that of Newcombe's
+    method 10 for two shares of so many prompts.
+    """
+    common = sorted(id for id in after.keys() & before.keys() if not math.isnan(after[id] + before[id]))
+    if not common:
+        return None
+    ones, others = (np.array([side[id] for id in common], dtype=np.float64) for side in (after, before))
+    delta = ones - others
+    if bool((delta == delta[0]).all()) and bool(np.isin([ones, others], (0.0, 1.0)).all()):
+        shares = [proportion(round(float(side.sum())), len(common)) for side in (ones, others)]
+        return _newcombe(*shares)
+    low, high = _interval(resampled(delta))
+    return Estimate(float(delta.mean()), low, high, len(common))
+
+
+def of_values(values: Sequence[float]) -> Estimate:
+    """Mean of one value a prompt: a share where all are 0 or 1, else with a bootstrap interval over prompts. NaN is left
+    out."""
+    known = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
+    if len(known) == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    if bool(np.isin(known, (0.0, 1.0)).all()):
+        return proportion(int(known.sum()), len(known))
+    low, high = _interval(resampled(known))
+    return Estimate(float(known.mean()), low, high, len(known))
+
+
+def resampled(values_N: np.ndarray) -> np.ndarray:
+    """Means [RESAMPLES] of N values drawn with replacement; made in parts, so that many prompts need little memory."""
+    drawn = np.random.default_rng(0)
+    rows = max(1, 2_000_000 // len(values_N))
+    parts = [
+        values_N[drawn.integers(0, len(values_N), (min(rows, RESAMPLES - first), len(values_N)))].mean(axis=1)
+        for first in range(0, RESAMPLES, rows)
+    ]
+    return np.concatenate(parts)
 
 
 def pass_at_k(correct: int, n: int, k: int) -> float:

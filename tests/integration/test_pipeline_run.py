@@ -24,8 +24,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tulu_lite.pipeline.expand import expand
 from tulu_lite.pipeline.ledger import Ledger
-from tulu_lite.pipeline.steps import Step, expand
+from tulu_lite.pipeline.steps import Step
 from tulu_lite.recipe import load_recipe
 from tulu_lite.rollout.process import PREFIX
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,11 +14,13 @@ from .steps import Step
 def step_command(step: Step, recipe: Recipe, recipe_file: Path) -> list[str]:
     """`accelerate launch -m tulu_lite.stages.KIND ...` for what trains, `python -m ...` for what only samples."""
     module = ["-m", f"tulu_lite.stages.{step.kind}", "--recipe", str(recipe_file), "--stage", step.stage.name]
-    if step.kind == "rlvr":
-        module += ["--seed", str(step.seed)]
+    run = step.id.partition("/")[2] if step.trains else ""
+    if run:
+        module += (
+            ["--seed", run.removeprefix("seed-")] if re.fullmatch(r"seed--?\d+", run) else ["--run", run]
+        )
     if step.kind == "evaluate":
-        model, _, seed = step.model.partition("/seed-")
-        module += ["--model", model, *(["--seed", seed] if seed else [])]
+        module += ["--model", step.model]
     if not step.trains:
         return [sys.executable, *module]
     settings = getattr(step.stage, "accelerate", None) or recipe.accelerate
@@ -26,14 +29,19 @@ def step_command(step: Step, recipe: Recipe, recipe_file: Path) -> list[str]:
         "-m",
         "accelerate.commands.accelerate_cli",
         "launch",
-        *launch_arguments(settings),
+        *launch_arguments(settings, alone=step.stage.at_once == 1),  # type: ignore[union-attr]
         *module,
     ]
 
 
-def launch_arguments(settings: AccelerateSettings) -> list[str]:
-    """Arguments of `accelerate launch`. What a config file says stands unless the recipe says otherwise."""
+def launch_arguments(settings: AccelerateSettings, alone: bool = True) -> list[str]:
+    """Arguments of `accelerate launch`. What a config file says stands unless the recipe says otherwise.
+
+    alone: no other training runs on this machine at the same time; else its processes meet at a port that is free.
+    """
     arguments: list[str] = []
+    if not alone and (settings.config_file is not None or (settings.num_processes or 1) > 1):
+        arguments += ["--main_process_port", "0"]
     if settings.config_file is not None:
         arguments += ["--config_file", settings.config_file]
         if settings.num_processes is not None:

@@ -13,9 +13,12 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import TuluLiteError
+
+if TYPE_CHECKING:
+    from .steps import Step
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -84,27 +87,27 @@ class Ledger:
 
     # Steps
 
-    def start_step(
-        self,
-        key: str,
-        *,
-        id: str,
-        kind: str,
-        seed: int,
-        identity: dict,
-        folder: str,
-        inputs: Iterable[tuple[str, str]],
-    ) -> None:
+    def start_step(self, step: Step, origins: Iterable[tuple[str, str]]) -> None:
+        """origins: (key, role) of what the step is made from."""
         with self._open() as db:
             run = db.execute("SELECT max(id) FROM runs WHERE status = 'running'").fetchone()[0]
             db.execute(
                 "INSERT INTO steps (key, id, kind, seed, identity, folder, status, attempts, started, run) "
                 "VALUES (?, ?, ?, ?, ?, ?, 'running', 1, ?, ?) ON CONFLICT (key) DO UPDATE SET "
                 "status = 'running', attempts = attempts + 1, error = NULL, ended = NULL, run = excluded.run",
-                (key, id, kind, seed, json.dumps(identity), folder, time.time(), run),
+                (
+                    step.key,
+                    step.id,
+                    step.kind,
+                    step.seed,
+                    json.dumps(step.identity),
+                    str(step.folder),
+                    time.time(),
+                    run,
+                ),
             )
             db.executemany(
-                "INSERT OR IGNORE INTO lineage VALUES (?, ?, ?)", [(key, name, role) for name, role in inputs]
+                "INSERT OR IGNORE INTO lineage VALUES (?, ?, ?)", [(step.key, *origin) for origin in origins]
             )
 
     def end_step(

@@ -8,10 +8,11 @@ from typing import Any
 
 from ..recipe import Recipe
 from ..watching.sinks import check_sinks
+from .expand import expand
 from .judges import announce
 from .ledger import Ledger
 from .sizes import Size, StepSizes
-from .steps import Step, expand
+from .steps import Step
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def make_plan(recipe: Recipe, *, sizes: bool = True) -> list[PlannedStep]:
 def _state(step: Step, ledger: Ledger) -> tuple[str, str]:
     if step.done:
         return "done", "result is there"
+    if step.waits_for is not None:
+        return "run", f"after the choice of {step.waits_for}; what is done for the same choice stays"
     saves = sorted((step.folder / "checkpoints").glob("step-*")) if step.folder.exists() else []
     if step.folder.exists():
         return (

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import write_atomic
+
 SERVER_VARIABLE = "TULU_LITE_SERVER"  # the run's server.json, set by the runner for the processes it starts
+SHARED_VARIABLE = "TULU_LITE_SHARED"  # 1: other runs sample from the same server at the same time
 RUN_VARIABLE = "TULU_LITE_RUN"  # the run's process as pid:start time, set likewise
 USER_ERROR = 2  # exit code: error.json says what to mend
 
@@ -22,6 +27,25 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def write_validation(path: Path, values: Mapping[str, float | None]) -> None:
+    """validation.jsonl: {"id", "value"} of each held-out item, whole or not at all. None: it has no score."""
+    lines = [
+        json.dumps({"id": id, "value": None if value is None or math.isnan(value) else float(value)})
+        for id, value in values.items()
+    ]
+    write_atomic(path, "".join(line + "\n" for line in lines))
+
+
+def read_validation(path: Path) -> dict[str, float]:
+    """The values of a validation.jsonl by item's id, without those that have none; {} where there is no such file."""
+    return {str(row["id"]): float(row["value"]) for row in read_metrics(path) if row["value"] is not None}
+
+
+def validation_file(folder: Path, step: int) -> Path:
+    """Where a step's folder holds the values of one of its validations; the one that counts is validation.jsonl too."""
+    return folder / "validation" / f"step-{step:06d}.jsonl"
 
 
 def progress_text(state: dict[str, Any]) -> str:

@@ -234,7 +234,7 @@ def _panels(steps: list[Step]) -> list[tuple[str, list[Line]]]:
             if lines:
                 panels.append((f"{stage}: {metric.replace('_', ' ')}", lines))
     for step in steps:
-        if step.kind in ("sft", "dpo") and (points := _points(step, "loss")):
+        if step.kind in ("sft", "dpo", "reward") and (points := _points(step, "loss")):
             panels.insert(
                 0 if step.kind == "sft" else len(panels) and 1, (f"{step.id}: loss", [(step.id, points, "-")])
             )

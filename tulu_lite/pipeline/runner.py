@@ -14,7 +14,7 @@ from typing import Any
 from .. import __version__
 from ..errors import ServerError, TuluLiteError
 from ..files import read_json, write_atomic, write_json
-from ..recipe import Recipe, RlvrStage, dump_recipe, serving
+from ..recipe import Recipe, dump_recipe, serving
 from ..recipe.placement import Placement, visible
 from ..rollout.client import RolloutClient
 from ..rollout.fleet import RolloutFleet, open_servers
@@ -30,7 +30,7 @@ from .models import local_model
 from .placing import placement
 from .plan import PlannedStep, make_plan
 from .protocol import RUN_VARIABLE, SERVER_VARIABLE
-from .select import choose_seed
+from .select import choice_result
 from .show import Display
 from .steps import Step, model_path
 
@@ -110,18 +110,8 @@ class Runner:
                 self._process(number, len(plan), step)
 
     def _select(self, number: int, total: int, step: Step) -> None:
-        assert isinstance(step.stage, RlvrStage)
-        started = [(self.steps[name].key, "candidate") for name in step.inputs]
-        self.ledger.start_step(
-            step.key,
-            id=step.id,
-            kind=step.kind,
-            seed=step.seed,
-            identity=step.identity,
-            folder=str(step.folder),
-            inputs=started,
-        )
-        result = choose_seed(step, [self.steps[name] for name in step.inputs])
+        self.ledger.start_step(step, step.origins(self.steps))
+        result = choice_result(step, [self.steps[name] for name in step.inputs])
         write_json(step.result_file, result)
         self.ledger.end_step(step.key, "done", summary=result["summary"])
         self.display.ended(number, total, step, 0.0)

@@ -98,15 +98,21 @@ def headline(step: Step, summary: dict[str, Any]) -> str:
         accuracy = summary["accuracy"]
         return f"accuracy {100 * accuracy['value']:.1f} % [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
     if step.kind == "select":
-        return (
-            f"{summary['chosen']} goes on: validation accuracy {100 * summary['validation_accuracy']:.1f} %"
-        )
-    shown = [
+        return f"{summary['chosen']} goes on: {validation_text(summary['validation'])}"
+    told = [validation_text(summary["validation"])] if "validation" in summary else []
+    shown = told + [
         f"{name} {value:.4g}"
         for name, value in summary.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     ]
     return ", ".join(shown[:5])
+
+
+def validation_text(validation: dict[str, Any]) -> str:
+    """validation accuracy 62.5 %, validation loss 1.234"""
+    value = float(validation["value"])
+    figure = f"{100 * value:.1f} %" if validation["metric"] == "accuracy" else f"{value:.4g}"
+    return f"validation {validation['metric']} {figure}"
 
 
 def plan_table(recipe: Recipe, plan: list[PlannedStep]) -> Table:
@@ -120,7 +126,7 @@ def plan_table(recipe: Recipe, plan: list[PlannedStep]) -> Table:
     colours = {"done": "green", "resume": "yellow", "run": "cyan"}
     for planned in plan:
         step, size = planned.step, planned.size
-        what = "choose the seed" if step.kind == "select" else f"{step.kind} < {step.model}"
+        what = "choose the run" if step.kind == "select" else f"{step.kind} < {step.model}"
         numbers = ["", "", "", ""]
         if size is not None:
             most = "≤" if size.at_most else ""

@@ -16,7 +16,7 @@ from ..errors import TuluLiteError
 from ..judging import check_references
 from ..recipe import (
     DataSource,
-    DpoStage,
+    PairStage,
     EvaluateStage,
     PoolStage,
     PreferencesStage,
@@ -92,8 +92,8 @@ class StepSizes:
         stage = step.stage
         if isinstance(stage, SftStage):
             return self._sft(stage)
-        if isinstance(stage, DpoStage):
-            return self._dpo(stage)
+        if isinstance(stage, PairStage):
+            return self._pairs(stage)
         if isinstance(stage, PoolStage):
             return self._pool(stage)
         if isinstance(stage, RlvrStage):
@@ -150,11 +150,11 @@ class StepSizes:
             -(-rows // stage.batch_size) * stage.epochs,
         )
 
-    def _dpo(self, stage: DpoStage) -> Size:
+    def _pairs(self, stage: PairStage) -> Size:
         self._check_length(stage.name, stage.max_length)
         from_stage = [source for source in stage.data if source.stage]
         if from_stage:
-            return self._dpo_from_stage(stage, from_stage[0])
+            return self._pairs_from_stage(stage, from_stage[0])
         pairs, report = load_pairs(stage, self.template, seed=self.recipe.seed, stage_rows=None)
         tokens = report.tokens * stage.epochs
         return Size(
@@ -166,7 +166,7 @@ class StepSizes:
             tuple(report.notes()),
         )
 
-    def _dpo_from_stage(self, stage: DpoStage, source: DataSource) -> Size:
+    def _pairs_from_stage(self, stage: PairStage, source: DataSource) -> Size:
         """The pairs are not there yet: at most what the preferences stage can make."""
         makes = next(other for other in self.recipe.stages if other.name == source.stage)
         assert isinstance(makes, PreferencesStage)

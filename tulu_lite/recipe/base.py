@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -66,3 +68,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return value
+
+
+# What error messages need to know of the models
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`; did you mean x?`, or nothing when no known word is close."""
+    close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def first_model(annotation: Any) -> type[BaseModel] | None:
+    """The first model in a field's annotation, however deep: of `tuple[DataSource, ...]` it is DataSource."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := first_model(part))), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import TuluLiteError
+from .base import did_you_mean, first_model
+from .extensions import with_recorded
 from .recipe import Recipe
 from .stages import SOURCE_FIELDS, AnyStage, is_stage_name
 
@@ -36,6 +37,7 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     overrides: "dotted.path=value" each, the value in YAML; a stage is named by its name or position:
     "stages.sft.epochs=3", "seed=7", "stages.rlvr.seeds=[4,5,6]".
+    What `tulu-lite extend` recorded in the output folder is part of it.
     Raises RecipeError with every problem found.
     """
     path = Path(file)
@@ -45,7 +47,7 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         _apply_override(data, override, str(file))
     data = resolve_paths(data, path.resolve().parent)
     try:
-        return Recipe.model_validate(data)
+        return with_recorded(Recipe.model_validate(data))
     except ValidationError as error:
         raise RecipeError(str(file), [_explain(item, data) for item in _own_faults(error.errors())]) from None
 
@@ -170,7 +172,7 @@ def _index(items: list[Any], part: str, walked: list[str], override: str, file: 
         return int(part)
     known = [str(name) for name in names if name] or [str(i) for i in range(len(items))]
     raise TuluLiteError(
-        f"the override {override!r} does not fit {file}: {'.'.join(walked)} has no {part!r}{_did_you_mean(part, known)}",
+        f"the override {override!r} does not fit {file}: {'.'.join(walked)} has no {part!r}{did_you_mean(part, known)}",
         cure=f"it has {', '.join(known)}",
     )
 
@@ -186,10 +188,13 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
             data[field] = _absolute(data[field], folder)
     if isinstance(data.get("model"), str) and _is_local_model(data["model"], folder):
         data["model"] = _absolute(data["model"], folder)
+    listed = data["stages"] if isinstance(data.get("stages"), list) else []
+    names = {stage.get("name") for stage in listed if isinstance(stage, dict)}
     for judge in data["judges"].values() if isinstance(data.get("judges"), dict) else ():
         if (
             isinstance(judge, dict)
             and isinstance(judge.get("model"), str)
+            and judge["model"] not in names  # a reward stage's
             and _is_local_model(judge["model"], folder)
         ):
             judge["model"] = _absolute(judge["model"], folder)
@@ -219,7 +224,29 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
             stage[field] = _resolve_sources(stage[field], folder) if field in stage else None
             if stage[field] is None:
                 del stage[field]
+        _resolve_decontamination(stage.get("filters"), folder)
+        _resolve_sweep(stage.get("sweep"), folder)
     return data
+
+
+def _resolve_sweep(sweep: Any, folder: Path) -> None:
+    """Paths of data in the settings of a sweep, {data: [a.jsonl, b.jsonl]} or [{data: a.jsonl}, ...], made absolute."""
+    for values in [sweep] if isinstance(sweep, dict) else sweep if isinstance(sweep, list) else ():
+        for dotted, value in values.items() if isinstance(values, dict) else ():
+            if dotted in SOURCE_FIELDS:
+                values[dotted] = _resolve_sources(value, folder)
+            elif dotted.split(".")[0] in SOURCE_FIELDS and dotted.endswith(".path"):
+                one = [_absolute(item, folder) for item in (value if isinstance(sweep, dict) else [value])]
+                values[dotted] = one if isinstance(sweep, dict) else one[0]
+
+
+def _resolve_decontamination(filters: Any, folder: Path) -> None:
+    """The evaluation sets that a stage's rows must not overlap, with their paths made absolute."""
+    sets = filters.get("decontaminate") if isinstance(filters, dict) else None
+    if isinstance(sets, dict) and "against" in sets:
+        sets["against"] = _resolve_sources(sets["against"], folder)
+    elif sets is not None:
+        filters["decontaminate"] = _resolve_sources(sets, folder)
 
 
 def _resolve_sources(value: Any, folder: Path) -> Any:
@@ -231,6 +258,8 @@ def _resolve_sources(value: Any, folder: Path) -> Any:
         value = dict(value)
         if isinstance(value.get("path"), str):
             value["path"] = _absolute(value["path"], folder)
+        elif isinstance(value.get("path"), list):
+            value["path"] = [_absolute(p, folder) if isinstance(p, str) else p for p in value["path"]]
         if isinstance(value.get("verifier"), str):
             value["verifier"] = _resolve_verifier(value["verifier"], folder)
     return value
@@ -299,7 +328,7 @@ def _explain(error: Any, data: dict[str, Any]) -> str:
     kind, given = error["type"], error.get("input")
     if kind == "extra_forbidden":
         key, known = str(location[-1]), sorted(model.model_fields) if model else []
-        hint = _did_you_mean(key, known)
+        hint = did_you_mean(key, known)
         return f"{where}: there is no such field{hint}" + (
             "" if hint or not known else f"; the fields here are {', '.join(known)}"
         )
@@ -311,7 +340,7 @@ def _explain(error: Any, data: dict[str, Any]) -> str:
         return f"{where}.kind: this field is missing; it is one of {', '.join(STAGE_KINDS)}"
     if kind == "union_tag_invalid":
         tag = str(given.get("kind")) if isinstance(given, dict) else str(given)
-        return f"{where}.kind: there is no stage kind {tag!r}{_did_you_mean(tag, list(STAGE_KINDS))}; it is one of {', '.join(STAGE_KINDS)}"
+        return f"{where}.kind: there is no stage kind {tag!r}{did_you_mean(tag, list(STAGE_KINDS))}; it is one of {', '.join(STAGE_KINDS)}"
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{where}: {message}" if location else message
@@ -341,21 +370,10 @@ def _model_at(location: Sequence[Any], data: dict[str, Any]) -> type[BaseModel] 
             model = STAGE_KINDS[str(part)]
         elif isinstance(part, str) and isinstance(model, type) and issubclass(model, BaseModel):
             field = model.model_fields.get(part)
-            model = _first_model(field.annotation) if field is not None else None
+            model = first_model(field.annotation) if field is not None else None
             if model is None and part != "stages":
                 return None
     return model if isinstance(model, type) and issubclass(model, BaseModel) else None
-
-
-def _first_model(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _first_model(part))), None)
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _kind(value: Any) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from .base import Incidental, Settings
 from .judges import JudgeSettings
+from .runs import settings_of
 from .server import ServerSettings
 from .stages import (
     SOURCE_FIELDS,
@@ -15,15 +17,18 @@ from .stages import (
     DpoStage,
     EvaluateStage,
     PoolStage,
+    RewardStage,
     RlvrStage,
     SftStage,
+    TrainingStage,
     is_stage_name,
 )
 from .training import AccelerateSettings
+from .watching import Sink, WarningSettings
 
 BASE = "base"  # the name by which stages refer to the recipe's own model
 
-READS_ROWS = {"sft": "reject", "dpo": "preferences"}  # by kind: what makes the rows of `data: {stage: ...}`
+READS_ROWS = {"sft": "reject", "dpo": "preferences", "reward": "preferences"}  # by kind: what makes the rows of `data: {stage: ...}`
 MAKES_MODEL = (SftStage, DpoStage, RlvrStage)
 
 
@@ -66,6 +71,11 @@ class Recipe(Settings):
     and its kin, with `base_url: env:TULU_LITE_JUDGE_<NAME>` and `model: <name>`)."""
     accelerate: AccelerateSettings = Incidental(default_factory=AccelerateSettings)
     """How training processes are started."""
+    watch: tuple[Sink, ...] = Incidental(())
+    """Where metrics go besides metrics.jsonl: `tensorboard` (event files in the step's folder), `wandb` (offline without
+    an account). Both are packages of the extra `tulu-lite[watch]`."""
+    warnings: WarningSettings = Incidental(default_factory=WarningSettings)
+    """When metrics are said to look wrong: spikes, collapses, rewards that are gamed."""
     stages: tuple[AnyStage, ...] = Field(min_length=1)
     """What is done, in order."""
 
@@ -88,13 +98,34 @@ class Recipe(Settings):
                 wanted = [name for name in stage.pool if is_stage_name(name)]
             for name in wanted:
                 field = "models" if getattr(stage, "models", None) else "init"
-                _check_name(where, field, name, earlier, later, MAKES_MODEL, "a model")
-            for field in SOURCE_FIELDS:
-                for source in getattr(stage, field, ()):
+                kinds = (*MAKES_MODEL, RewardStage) if isinstance(stage, RewardStage) else MAKES_MODEL
+                _check_name(where, field, name, earlier, later, kinds, "a model")
+            if isinstance(stage, DpoStage) and stage.reference is not None:
+                _check_name(where, "reference", stage.reference, earlier, later, MAKES_MODEL, "a model")
+            settings = settings_of(stage) if isinstance(stage, TrainingStage) else [("", stage)]
+            for field, (_, one) in itertools.product(SOURCE_FIELDS, settings):
+                for source in getattr(one, field, ()):
                     if source.stage is not None:
                         _check_rows(f"{where}.{field}", stage, source.stage, earlier, later)
+            if self.server.colocate and isinstance(stage, RlvrStage) and stage.at_once > 1:
+                raise ValueError(
+                    f"{where}.at_once: with server.colocate the server sleeps while a run trains, so no other can sample; "
+                    "set at_once to 1, or give the server GPUs of its own (server.devices)"
+                )
             earlier[stage.name] = stage
+        for name, judge in self.judges.items():
+            made = earlier.get(judge.model)
+            if made is not None and (judge.kind != "reward" or not isinstance(made, RewardStage)):
+                raise ValueError(
+                    f"judges.{name}.model: {judge.model!r} is a stage of kind {made.kind} and the judge of kind {judge.kind}; "
+                    "of stages, those of kind reward alone can be served as judges, with `kind: reward`"
+                )
         return self
+
+    def judge_stages(self) -> dict[str, str]:
+        """The reward stages that judges serve, by the judge's name."""
+        stages = {stage.name for stage in self.stages}
+        return {name: judge.model for name, judge in self.judges.items() if judge.model in stages}
 
 
 def _check_rows(
@@ -127,6 +158,11 @@ def _check_name(
     if name in earlier:
         if isinstance(earlier[name], kinds):
             return
+        if isinstance(earlier[name], RewardStage):
+            raise ValueError(
+                f"{where}.{field}: stage {name!r} makes a reward model, which gives numbers and answers no prompts; its "
+                "accuracy is measured on the pairs of its own `validation`, and `judges` serve it to other stages"
+            )
         raise ValueError(
             f"{where}.{field}: stage {name!r} is of kind {earlier[name].kind}, which makes no such thing as {what}"
         )

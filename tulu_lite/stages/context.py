@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +27,22 @@ from typing import Any
 from .. import __version__
 from ..errors import TuluLiteError
 from ..files import suppress_os_errors, write_atomic, write_json
+from ..pipeline.expand import expand
 from ..pipeline.ledger import Ledger
 from ..pipeline.lock import exclusive
 from ..pipeline.models import local_model
-from ..pipeline.protocol import USER_ERROR, progress_text, read_metrics
-from ..pipeline.steps import Step, expand, model_path
-from ..recipe import BASE, AnyStage, Recipe, dump_recipe, load_recipe
+from ..pipeline.protocol import (
+    SHARED_VARIABLE,
+    USER_ERROR,
+    progress_text,
+    read_metrics,
+    read_validation,
+    validation_file,
+    write_validation,
+)
+from ..pipeline.select import hopeless
+from ..pipeline.steps import Step, model_path
+from ..recipe import BASE, Recipe, TrainingStage, dump_recipe, load_recipe, runs_of
 from ..rollout.process import die_with_parent
 from ..watching.sinks import Logged, Sinks
 from ..watching.watch import Places, Watch
@@ -118,6 +129,70 @@ class StepContext:
     @property
     def checkpoints(self) -> Path:
         return self.dir / "checkpoints"
+
+    # A stage of several runs
+
+    @property
+    def total_steps(self) -> int:
+        """Of an rlvr run, those before it included when it goes on from another."""
+        return int(self.stage.steps)
+
+    @property
+    def start_from(self) -> Path | None:
+        """The save that a run which goes on from another starts at: model, optimiser, position and random states."""
+        if self.step.extends is None:
+            return None
+        saves = sorted((self.steps[self.step.extends].folder / "checkpoints").glob("step-*"))
+        if not saves:
+            raise TuluLiteError(
+                f"{self.step.id} goes on from where {self.step.extends} ended, and that left no save",
+                f"there is none in {self.steps[self.step.extends].folder / 'checkpoints'}",
+                f"restore it, or move {self.steps[self.step.extends].folder} away so that it is trained again",
+            )
+        return saves[-1]
+
+    @property
+    def shares_server(self) -> bool:
+        """Whether other runs sample from the same server at the same time: whole weights then go there by a lease."""
+        return os.environ.get(SHARED_VARIABLE) == "1"
+
+    @property
+    def adapter_name(self) -> str:
+        """What the server calls this run's adapter."""
+        return f"{self.step.stage.name}-{self.step.key[:12]}"
+
+    def validated(
+        self, step: int, metric: str, values: Mapping[str, float | None], better: str = "higher"
+    ) -> dict[str, Any]:
+        """Keep a validation, by held-out item (None: no score); returns what `summary["validation"]` is to be when it is
+        this one that counts: {"metric", "value", "better"} with the mean of those that have a score."""
+        if self.is_main:
+            write_validation(validation_file(self.dir, step), values)
+        known = [value for value in values.values() if value is not None]
+        return {"metric": metric, "value": sum(known) / len(known) if known else math.nan, "better": better}
+
+    def hopeless(self, step: int, value: float) -> str:
+        """Why this run should end now, by the stage's `stop_early`; "" when it should go on. For after `validated`, on the
+        main process: it reads what the other runs of the stage have validated at the same step."""
+        rule = self.stage.stop_early
+        if rule is None or step < rule.after_steps or step >= self.total_steps:
+            return ""
+        own = read_validation(validation_file(self.dir, step))
+        others = {
+            other.id: read_validation(validation_file(other.folder, step))
+            for other in self.steps.values()
+            if other.kind == self.step.kind
+            and other.stage.name == self.step.stage.name
+            and other.id != self.step.id
+        }
+        found = hopeless(own, others, rule.margin, higher=True)
+        if found is None:
+            return ""
+        best, ahead = found
+        return (
+            f"validation {value:.3g} at step {step} is {ahead.value:.3g} [{ahead.low:.3g}, {ahead.high:.3g}] behind that "
+            f"of {best}, more than stop_early.margin {rule.margin:g}"
+        )
 
     def stage_rows(self, name: str) -> Path:
         """The rows of an earlier stage: pairs of a preferences stage, responses of a reject stage."""
@@ -231,13 +306,14 @@ def _parse(stage_class: type, arguments: Sequence[str] | None) -> argparse.Names
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, such as seed=7"
     )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        help="which of an rlvr stage's seeds" if kind in ("rlvr", "evaluate") else argparse.SUPPRESS,
-    )
+    parser.add_argument("--run", help="which of the runs of a stage with seeds or a sweep, such as seed-2")
+    parser.add_argument("--seed", type=int, help="short for --run seed-N")
     if kind == "evaluate":
-        parser.add_argument("--model", required=True, help="the stage whose model is evaluated, or base")
+        parser.add_argument(
+            "--model",
+            required=True,
+            help="the stage (or one of its runs, as rlvr/seed-2) whose model is evaluated, or base",
+        )
     return parser.parse_args(arguments)
 
 
@@ -245,7 +321,7 @@ def _open(stage_class: type, options: argparse.Namespace) -> StepContext:
     recipe = load_recipe(options.recipe, options.set)
     ledger = Ledger(Path(recipe.output))
     steps = {step.id: step for step in expand(recipe, ledger)}
-    wanted = step_id(recipe, options.stage, options.seed, getattr(options, "model", None))
+    wanted = step_id(recipe, options.stage, options.run, options.seed, getattr(options, "model", None))
     if wanted not in steps or not isinstance(steps[wanted].stage, stage_class):
         fitting = [
             id for id, step in steps.items() if isinstance(step.stage, stage_class) and step.kind != "select"
@@ -268,18 +344,23 @@ def _open(stage_class: type, options: argparse.Namespace) -> StepContext:
     return StepContext(recipe, step.stage, step, steps, ledger, is_main)
 
 
-def step_id(recipe: Recipe, stage: str, seed: int | None, model: str | None = None) -> str:
-    """The id of the step that --stage, --model and --seed name."""
+def step_id(
+    recipe: Recipe, stage: str, run: str | None = None, seed: int | None = None, model: str | None = None
+) -> str:
+    """The id of the step that --stage, --run (or --seed, short for --run seed-N) and --model name."""
     named = next((found for found in recipe.stages if found.name == stage), None)
     target = model if model is not None else stage
-    seeded: AnyStage | None = next((found for found in recipe.stages if found.name == target), None)
-    id = target
-    if seeded is not None and seeded.kind == "rlvr":
-        if seed is None and len(seeded.seeds) > 1:
+    compared = next((found for found in recipe.stages if found.name == target), None)
+    known = [one.name for one in runs_of(compared)] if isinstance(compared, TrainingStage) else [""]
+    if run is None and seed is not None:
+        run = f"seed-{seed}"
+    if run is None and known[0]:
+        if len(known) > 1:
             raise TuluLiteError(
-                f"stage {target!r} has the seeds {list(seeded.seeds)}", cure="say which with --seed"
+                f"stage {target!r} has the runs {', '.join(known)}", cure="say which with --run"
             )
-        id = f"{target}/seed-{seeded.seeds[0] if seed is None else seed}"
+        run = known[0]
+    id = f"{target}/{run}" if run else target
     return f"{stage}/{id}" if named is not None and named.kind == "evaluate" else id
 
 
@@ -288,18 +369,7 @@ def _start(context: StepContext) -> None:
     for stale in ("error.json", "progress.json"):
         (step.folder / stale).unlink(missing_ok=True)
     write_json(step.folder / "identity.json", step.identity)
-    roles = [(context.steps[name].key, "model" if name == step.model else "rows") for name in step.inputs]
-    if not step.inputs or step.model not in context.steps:
-        roles.append((step.identity["inputs"]["base"], "model"))
-    context.ledger.start_step(
-        step.key,
-        id=step.id,
-        kind=step.kind,
-        seed=step.seed,
-        identity=step.identity,
-        folder=str(step.folder),
-        inputs=roles,
-    )
+    context.ledger.start_step(step, step.origins(context.steps))
 
 
 def _fail(context: StepContext | None, message: str, error: TuluLiteError | None) -> None:

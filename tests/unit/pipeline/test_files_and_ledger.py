@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from tulu_lite.errors import TuluLiteError
 from tulu_lite.files import atomic_file, explain_os_error, read_json, write_atomic, write_json
 from tulu_lite.pipeline.ledger import Ledger
 from tulu_lite.pipeline.lock import exclusive
+from tulu_lite.pipeline.steps import Step
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -64,21 +66,19 @@ def test_the_second_holder_is_refused_and_a_killed_one_lets_go(tmp_path: Path) -
 def test_the_ledger_keeps_steps_lineage_checkpoints_and_metrics(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     run = ledger.start_run("r", "recipe", "0")
-    ledger.start_step(
-        "k1", id="sft", kind="sft", seed=0, identity={"a": 1}, folder="f", inputs=[("base", "model")]
-    )
-    ledger.start_step(
-        "k1", id="sft", kind="sft", seed=0, identity={"a": 1}, folder="f", inputs=[("base", "model")]
-    )
+    stage: Any = None  # the ledger has no use for it
+    step = Step("sft", "sft", stage, 0, "base", (), {"a": 1}, "k1", Path("f"))
+    ledger.start_step(step, [("base", "model")])
+    ledger.start_step(step, [("base", "model")])
     ledger.add_checkpoint("k1", 10, "f/checkpoints/step-000010")
     ledger.set_metrics("k1", [(1, "loss", 2.0), (2, "loss", 1.0)])
     ledger.set_metrics("k1", [(1, "loss", 2.5)])
     ledger.end_step("k1", "done", summary={"x": 1})
     ledger.end_run(run, "done")
     again = Ledger(tmp_path)
-    step = again.step("k1")
-    assert step is not None
-    assert (step["status"], step["attempts"], step["run"]) == ("done", 2, run)
+    found = again.step("k1")
+    assert found is not None
+    assert (found["status"], found["attempts"], found["run"]) == ("done", 2, run)
     assert again.lineage("k1") == [{"input": "base", "role": "model"}]
     assert again.checkpoints("k1")[0]["step"] == 10
     assert again.metrics("k1", "loss") == [(1, 2.5)]

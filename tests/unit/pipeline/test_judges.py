@@ -7,9 +7,9 @@ import os
 import pytest
 import yaml
 
+from tulu_lite.pipeline.expand import expand
 from tulu_lite.pipeline.judges import announce
 from tulu_lite.pipeline.ledger import Ledger
-from tulu_lite.pipeline.steps import expand
 from tulu_lite.recipe import load_recipe
 from tulu_lite.recipe.judges import judge_variable
 from tulu_lite.recipe.load import RecipeError

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tulu_lite.pipeline.expand import expand
 from tulu_lite.pipeline.ledger import Ledger
 from tulu_lite.pipeline.report import Row, gain_text, markdown, report_rows, report_tables, write_report
-from tulu_lite.pipeline.steps import Step, expand
+from tulu_lite.pipeline.steps import Step
 from tulu_lite.recipe import Recipe
 from tulu_lite.statistics import proportion
 

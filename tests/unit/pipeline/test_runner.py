@@ -66,7 +66,7 @@ def test_training_is_launched_by_accelerate_and_sampling_is_not(recipe: Recipe) 
     pairs = shown(step_command(step(recipe, 1, "pairs", "sft"), recipe, RECIPE))
     assert pairs == "python -m tulu_lite.stages.preferences --recipe '/a folder/recipe.yaml' --stage pairs"
     of_seed = shown(step_command(step(recipe, 3, "test/rl/seed-5", "rl/seed-5"), recipe, RECIPE))
-    assert of_seed.endswith("--stage test --model rl --seed 5")
+    assert of_seed.endswith("--stage test --model rl/seed-5")
     assert shown(step_command(step(recipe, 3, "test/base"), recipe, RECIPE)).endswith(
         "--stage test --model base"
     )
@@ -138,9 +138,7 @@ def test_an_end_without_a_word_shows_the_last_of_the_log(
     sft.folder.mkdir(parents=True)
     sft.log.write_text("\n".join(f"line {i}" for i in range(40)))
     made = make()
-    made.ledger.start_step(
-        sft.key, id="sft", kind="sft", seed=0, identity={}, folder=str(sft.folder), inputs=[]
-    )
+    made.ledger.start_step(sft, [])
     with pytest.raises(StepFailed) as caught:
         made._explain(sft, code)
     assert said in caught.value.what

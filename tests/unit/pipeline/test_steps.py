@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from tulu_lite.errors import TuluLiteError
+from tulu_lite.pipeline.expand import expand
 from tulu_lite.pipeline.fingerprint import verifier_files
 from tulu_lite.pipeline.ledger import Ledger
 from tulu_lite.pipeline.plan import make_plan
-from tulu_lite.pipeline.steps import Step, expand
+from tulu_lite.pipeline.steps import Step
 from tulu_lite.recipe import load_recipe
 
 ROWS = [
@@ -170,15 +171,7 @@ def test_the_plan_says_what_is_done_and_why_the_rest_runs(project: Path) -> None
     for id in ("test/base", "sft"):
         finish(made[id])
         step = made[id]
-        ledger.start_step(
-            step.key,
-            id=id,
-            kind=step.kind,
-            seed=0,
-            identity=step.identity,
-            folder=str(step.folder),
-            inputs=[],
-        )
+        ledger.start_step(step, [])
     (made["pairs"].folder).mkdir(parents=True)
     (made["dpo"].folder / "checkpoints" / "step-000004").mkdir(parents=True)
     now = plan(project)

@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from tulu_lite.errors import TuluLiteError
+from tulu_lite.pipeline.expand import expand
 from tulu_lite.pipeline.ledger import Ledger
 from tulu_lite.pipeline.lock import exclusive
 from tulu_lite.pipeline.protocol import RUN_VARIABLE
-from tulu_lite.pipeline.steps import Step, expand
+from tulu_lite.pipeline.steps import Step
 from tulu_lite.recipe import EvaluateStage, RlvrStage, SftStage, load_recipe
 from tulu_lite.rollout.process import start_time
 from tulu_lite.stages import context
@@ -122,7 +123,7 @@ def test_a_done_step_is_left_alone(project: Path, capsys: pytest.CaptureFixture[
             ["--stage", "rl", "--set", "stages.rl.seeds=[4]"],
             ["no such step as 'rl/seed-4'", "it has sft"],
         ),
-        (RlvrStage, ["--stage", "rl"], ["has the seeds [4, 5]", "--seed"]),
+        (RlvrStage, ["--stage", "rl"], ["has the runs seed-4, seed-5", "--run"]),
         (
             RlvrStage,
             ["--stage", "rl", "--seed", "6"],

@@ -7,17 +7,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .common import SOURCE_FIELDS, Stage
+from .common import SOURCE_FIELDS, Extension, Stage, StopEarly, TrainingStage
 from .dpo import DpoStage
 from .evaluate import EvaluateStage
+from .pairs import PairStage
 from .pool import PoolStage, is_stage_name, split_revision
 from .preferences import PreferencesStage
 from .reject import RejectStage
+from .reward import RewardStage
 from .rlvr import RlvrStage
 from .sft import SftStage
 
 AnyStage = Annotated[
-    SftStage | PreferencesStage | RejectStage | DpoStage | RlvrStage | EvaluateStage,
+    SftStage | PreferencesStage | RejectStage | DpoStage | RewardStage | RlvrStage | EvaluateStage,
     Field(discriminator="kind"),
 ]
 
@@ -26,12 +28,17 @@ __all__ = [
     "AnyStage",
     "DpoStage",
     "EvaluateStage",
+    "Extension",
+    "PairStage",
     "PoolStage",
     "PreferencesStage",
     "RejectStage",
+    "RewardStage",
     "RlvrStage",
     "SftStage",
     "Stage",
+    "StopEarly",
+    "TrainingStage",
     "is_stage_name",
     "split_revision",
 ]

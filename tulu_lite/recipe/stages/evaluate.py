@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..base import Number
+from ..base import Incidental, Number
 from .common import Sources, Stage
 from .sampling import FreeSampling
 
@@ -17,7 +17,10 @@ class EvaluateStage(Stage, FreeSampling):
 
     kind: Literal["evaluate"]
     models: tuple[str, ...] = Field(min_length=1)
-    """Stages to evaluate; `base` is the recipe's model. An rlvr stage stands for each of its seeds."""
+    """Stages to evaluate; `base` is the recipe's model. A stage of several runs stands for those that `runs` says."""
+    runs: Literal["all", "seeds", "chosen"] = Incidental("seeds")
+    """Of a stage with several runs: `all`, each when it is done; `seeds`, those of the setting that goes on (without a
+    sweep all); `chosen`, the run that goes on alone. No evaluation has a say in the choice."""
     data: Sources
     """Prompts with a verifier and a reference that no stage trained on."""
     max_tokens: int = Field(ge=1)

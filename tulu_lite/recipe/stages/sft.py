@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from ..training import TrainingSettings
-from .common import Sources, Stage
+from .common import Sources, TrainingStage
 
 
-class SftStage(Stage, TrainingSettings):
+class SftStage(TrainingStage, TrainingSettings):
     """Supervised fine-tuning: next-token loss on the assistant's tokens, end token included."""
 
     kind: Literal["sft"]
