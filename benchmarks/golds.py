@@ -15,8 +15,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from verifiers import BadReference, Sample, build
-from verifiers.maths import numerals
+sys.path[:] = [
+    p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent
+]  # a verifiers.py is there
+from verifiers import BadReference, Sample, build  # noqa: E402
+from verifiers.maths import numerals  # noqa: E402
 
 Form = tuple[str, str]  # its name, a response that states the gold in it
 

@@ -108,10 +108,16 @@ def _operations(text: str) -> set[str]:
     return set(re.findall(r"\\(int|iint|oint|sum|prod|lim)(?![A-Za-z])", text))
 
 
+def _said(text: str) -> list[str]:
+    return sorted(words.strip().lower() for words in _WORDS.findall(text) if len(words.strip()) > 1)
+
+
 def same(gold: str, given: str) -> bool:
     """math-verify's verdict, believed only if it says yes in both directions and the numbers agree too."""
     if _operations(given) - _operations(gold):
         return False  # an integral that the gold has worked out
+    if _said(gold) != _said(given):
+        return False  # the library drops words, and with them units and their powers
     one, other = parse(gold), parse(given)
     if one is None or other is None:
         return False

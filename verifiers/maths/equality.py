@@ -37,11 +37,23 @@ def same(gold: Answer, given: Answer, context: Context) -> bool:
     return relations.in_order(gold.parts, given.parts, context, same)
 
 
+_POINT = re.compile(r"[A-Z] *(\([^()]*,[^()]*\))")
+
+
 def _same_vector(gold: Answer, given: Answer, context: Context) -> bool:
-    """A column of a matrix and a tuple in round brackets are two ways to write one vector."""
+    """A column of a matrix and a tuple in round brackets are two ways to write one vector; so are the point
+    (1, 2) and A(1, 2), and a matrix and the list of its rows."""
+    if gold.kind == "tuple" and (point := _POINT.fullmatch(given.text)) is not None:
+        return same(gold, answers.read(point.group(1)), context)
     if {gold.kind, given.kind} != {"matrix", "tuple"}:
         return False
     column, row = (gold, given) if gold.kind == "matrix" else (given, gold)
+    if row.brackets == "[]" and all(p.kind == "tuple" and p.brackets == "[]" for p in row.parts):
+        if column.shape != (len(row.parts), len(row.parts[0].parts)):
+            return False
+        cells = tuple(cell for p in row.parts for cell in p.parts)
+        one, other = (column.parts, cells) if gold.kind == "matrix" else (cells, column.parts)
+        return relations.in_order(one, other, context, same)
     if column.shape[1] != 1 or row.brackets != "()":
         return False
     return relations.in_order(gold.parts, given.parts, context, same)
@@ -104,6 +116,10 @@ def _same_collection(gold: Answer, given: Answer, context: Context) -> bool:
             return same(gold, given, context)
     for one, other in ((gold, given), (given, gold)):
         if one.kind == "tuple" and other.kind == "list":
+            if other is given:
+                given = _by_name(given)
+            else:
+                gold = _by_name(gold)
             return one.brackets == "()" and relations.in_order(gold.parts, given.parts, context, same)
     if {gold.kind, given.kind} <= {"list", "set"}:
         if any(p.kind == "set" for p in gold.parts) != any(p.kind == "set" for p in given.parts):
@@ -118,6 +134,15 @@ def _same_collection(gold: Answer, given: Answer, context: Context) -> bool:
         other = given if single is gold else gold
         return same(single.parts[0], other, context)
     return _thousands(gold, given, context)
+
+
+def _by_name(answer: Answer) -> Answer:
+    """ "y = 2, x = 1" as the point whose x is 1: its coordinates in the order of their names."""
+    names = [part.parts[0].text.strip() if part.kind == "relation" else "" for part in answer.parts]
+    if len(set(names)) != len(names) or not set(names) <= {"x", "y", "z"}:
+        return answer
+    ordered = sorted(zip(names, answer.parts, strict=True), key=lambda pair: pair[0])
+    return replace(answer, parts=tuple(part for _, part in ordered))
 
 
 def _without_repeats(answer: Answer, context: Context) -> Answer:

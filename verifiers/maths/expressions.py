@@ -347,8 +347,8 @@ class _Parser:
         return value if power is None else binary("^", value, power)
 
     def _function_argument(self, depth: int) -> Node:
-        if self.peek() == "(":
-            return self.power(depth + 1)
+        if self.peek() == "(":  # \\sin(x)^2 is the square of \\sin(x), for `power` to see
+            return self.postfix(self.atom(depth + 1), depth)
         if self.peek() == "-":
             return self.signed(depth + 1)
         argument = self.power(depth + 1)

@@ -11,6 +11,7 @@ are bounded, and what the grammar does not know is refused instead of guessed.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -74,7 +75,7 @@ def approximation(decimal: Fraction, digits: int, exact: Expression) -> bool:
 def _same(one: Expression, other: Expression, point: Mapping[str, Any]) -> bool | None:
     """Equality at one point; None where that says nothing."""
     mp = mp_context()
-    dps = DIGITS
+    dps = DIGITS + _hidden(one, other)
     a, b = _at(one, other, point, dps)
     if a is None and b is None:
         return None if point else False
@@ -96,6 +97,17 @@ def _same(one: Expression, other: Expression, point: Mapping[str, Any]) -> bool 
     return (
         a is not None and b is not None and _difference(a, b, dps + 100) <= difference * mp.mpf(10) ** (-90)
     )
+
+
+_POWER = re.compile(r"(?:\^|\*\*) *\{? *\(?-? *(\d{2,6})|(\d{20,})")
+
+
+def _hidden(one: Expression, other: Expression) -> int:
+    """Digits beyond the usual that a large exponent or a long number asks for: \\sqrt{25 + 10^{-70}} is not 5."""
+    found = [
+        int(m[1]) if m[1] else len(m[2]) for text in (one.text, other.text) for m in _POWER.finditer(text)
+    ]
+    return min(MAX_DIGITS, 4 * max(found)) if found else 0
 
 
 def _at(one: Expression, other: Expression, point: Mapping[str, Any], dps: int) -> tuple[Any, Any]:

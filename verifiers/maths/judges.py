@@ -141,6 +141,7 @@ def _readable(text: str) -> bool:
         or leaves.words_of(text) is not None
         or expressions.read(core) is not None
         or leaves.geometric(text) is not None
+        or leaves.residue(text) is not None
         or re.fullmatch(
             r"-? *\\infty|\\emptyset|\\varnothing|[0-9A-Fa-f]+ *_ *(?:\d|\{ *\w+ *\})", core.strip()
         )

@@ -36,7 +36,11 @@ _TEXT = re.compile(
 )
 _TAIL = re.compile(
     r"(?P<core>.*[^\s\\{(^_,])\s*(?:(?P<percent>\\?%)|(?P<degree>\^ *(?:\{ *\\circ *\}|\\circ)(?:\s*\\(?:text|mathrm)\{ *C *\})?)"
-    r"|\\(?:text|mbox|textnormal|mathrm|textrm) *\{(?P<unit>[^{}]*[A-Za-z][^{}]*)\}(?P<power> *\^ *(?:\{ *\d *\}|\d))?)",
+    r"|\\(?:text|mbox|textnormal|mathrm|textrm) *\{(?P<unit>[^{}]*[A-Za-z][^{}]*)\}(?P<power> *\^ *(?:\{ *-?\d *\}|\d))?)",
+    re.DOTALL,
+)
+_BARE_UNIT = re.compile(
+    r"(?P<core>.*[\d}){\]!] ?|.*\\pi) +(?P<unit>(?:sq(?:uare)? |cubic )?[a-z]{2,12}(?: *\^ *(?:\{ *\d *\}|\d))?)",
     re.DOTALL,
 )
 
@@ -46,6 +50,7 @@ def words_of(text: str) -> str | None:
     marked = _TEXT.search(text) is not None
     text = _TEXT.sub(r" \1 ", text)
     text = " ".join(re.sub(r"[*\"`]|\\[ ,;]", " ", text).split()).strip(" .()")
+    text = re.sub(r"^(?:an?|the) (?=\w{3})", "", text, flags=re.IGNORECASE)
     if not re.fullmatch(r"[^\W\d_][^\W_]*(?:[ '.,&/-]+[^\W_]+)*", text):
         return None
     if len(text) == 1:
@@ -57,12 +62,16 @@ def words_of(text: str) -> str | None:
 
 _PHRASES = {
     "no solutions": "no solution", "there is no solution": "no solution", "there are no solutions": "no solution",
-    "no real solutions": "no real solution", "empty set": "the empty set", "dne": "does not exist",
+    "no real solutions": "no real solution", "dne": "does not exist",
     "undefined": "does not exist", "infinite": "infinitely many", "infinitely many solutions": "infinitely many",
     "all reals": "all real numbers", "all real numbers": "all real numbers", "reals": "all real numbers",
-    "the real numbers": "all real numbers", "none of these": "none of the above",
+    "real numbers": "all real numbers", "none of these": "none of the above",
 }  # fmt: skip
-_WORDS_FOR = {r"\emptyset": {"the empty set", "no solution"}, r"\mathbb{R}": {"all real numbers"}}
+_WORDS_FOR = {
+    r"\emptyset": {"empty set", "no solution", "no real solution", "none"},
+    r"\mathbb{R}": {"all real numbers"},
+    **{str(number): {word} for number, word in enumerate(units.NUMBER_WORDS[:21])},
+}
 
 
 def same_leaf(gold: str, given: str, context: Context) -> bool:
@@ -79,18 +88,19 @@ def same_leaf(gold: str, given: str, context: Context) -> bool:
             return True
     if gold_words is not None and len(gold_words) == 1 and _choice(given) == gold_words:
         return True
-    if "mod" in gold + given and (_residue(gold) or _residue(given)):
-        return _residue(gold) == _residue(given)  # a class of numbers is not one of them
+    if "mod" in gold + given and (residue(gold) or residue(given)):
+        return residue(gold) == residue(given)  # a class of numbers is not one of them
     if geometric(gold) or geometric(given):
         return geometric(gold) == geometric(given)
     if r"\neg" in gold + given or r"\lnot" in gold + given:
         return _squeezed(gold) == _squeezed(given)
     gold_core, gold_unit = tail(gold)
     given_core, given_unit = tail(given)
-    if (
-        (gold_unit == "degree") != (given_unit == "degree")
-        and "" in (gold_unit, given_unit)
-        and _in_radians(gold, given)
+    if {gold_unit, given_unit} in ({"degree", ""}, {"degree", "rad"}) and _in_radians(
+        *(
+            core if unit == "rad" else whole
+            for whole, core, unit in ((gold, gold_core, gold_unit), (given, given_core, given_unit))
+        )
     ):
         return True
     if not _tails_agree(gold_unit, given_unit, context):
@@ -99,7 +109,7 @@ def same_leaf(gold: str, given: str, context: Context) -> bool:
         return _squeezed(gold_core) == _squeezed(given_core)
     first, second = expressions.read(gold_core), expressions.read(given_core)
     if first is not None and second is not None:
-        if second.symbols and not first.symbols:
+        if second.symbols - first.symbols and not (second := _constant_renamed(first, second)):
             return False  # "5 + 0x" has not been worked out
         return identity.equal(first, second) or _decimal_for(first, given_core)
     if _squeezed(gold_core) == _squeezed(given_core):
@@ -109,9 +119,21 @@ def same_leaf(gold: str, given: str, context: Context) -> bool:
     return context.fallback(gold_core, given_core)
 
 
+def _constant_renamed(gold: Expression, given: Expression) -> Expression | None:
+    """ "x^2 + c" for the gold "x^2 + C": the constant of an integral has any name. None for anything else."""
+    own, other = gold.symbols - given.symbols, given.symbols - gold.symbols
+    if own != {"C"} or len(other) != 1 or not re.search(r"\+ *C$", gold.text.strip()):
+        return None
+    renamed = re.sub(r"(?<=\+) *[ckK]$", "C", given.text.strip())
+    return expressions.read(renamed) if renamed != given.text.strip() else None
+
+
 def _choice(text: str) -> str | None:
-    """The letter of "(C) 12": a choice with its number behind it."""
-    match = re.fullmatch(r"\(([A-Z])\)(.{1,40})", _TEXT.sub(r"\1", text).strip(), re.DOTALL)
+    """The letter of "(C) 12", a choice with its number behind it, and of "Option C"."""
+    text = _TEXT.sub(r"\1", text).strip()
+    if named := re.fullmatch(r"(?:[Oo]ption|[Cc]hoice|[Aa]nswer) *\(?([A-Z])\)?", text):
+        return named.group(1)
+    match = re.fullmatch(r"\(([A-Z])\)(.{1,40})", text, re.DOTALL)
     return match.group(1) if match and numerals.parse(match.group(2)) is not None else None
 
 
@@ -122,7 +144,7 @@ _RESIDUE = re.compile(
 )
 
 
-def _residue(text: str) -> tuple[int, int] | None:
+def residue(text: str) -> tuple[int, int] | None:
     """(residue, modulus) of "x \\equiv 3 \\pmod{7}" or "3 (mod 7)"."""
     match = _RESIDUE.fullmatch(re.sub(r"\\(?:text|mathrm) *\{ *(mod) *\}", r"\1", text.strip()))
     if match is None or not (modulus := int(match["braced"] or match["bare"])):
@@ -142,7 +164,7 @@ def geometric(text: str) -> tuple[str, str] | None:
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"\s+(?!\d)|(?<!\d)\s+", "", text)  # "1 2" is not "12"
+    return re.sub(r" (?!\d)|(?<!\d) ", "", " ".join(text.split()))  # "1 2" is not "12"
 
 
 def _same_numeral(gold: Numeral, given: Numeral, context: Context) -> bool:
@@ -220,6 +242,9 @@ def tail(text: str) -> tuple[str, str]:
     """An expression without the unit, degree or percent sign after it, and that unit ("%", "degree")."""
     match = _TAIL.fullmatch(text.strip())
     if match is None:
+        bare = _BARE_UNIT.fullmatch(text.strip())  # "2\\sqrt{3} cm"
+        if bare is not None and units.is_known(bare["unit"]):
+            return bare["core"].strip(), units.normal_unit(bare["unit"]) or "unit"
         return text, ""
     if match.group("percent"):
         return match.group("core"), "%"
@@ -229,9 +254,9 @@ def tail(text: str) -> tuple[str, str]:
             if re.search(r"\\(?:sin|cos|tan)", match.group("core"))
             else (match.group("core"), "degree")
         )
-    power = re.sub(r"[^\d]", "", match.group("power") or "")
+    power = re.sub(r"[^\d-]", "", match.group("power") or "")
     unit = match.group("unit").strip()
-    if re.search(r"\d", unit) or units.hedged(unit):  # "5 (possibly 6)" is no 5
+    if re.search(r"[\d,;]", unit) or units.hedged(unit):  # "5 (possibly 6)" is no 5
         return text, ""
     return match.group("core"), units.normal_unit(unit + (f"^{power}" if power else "")) or "unit"
 

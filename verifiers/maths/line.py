@@ -10,10 +10,10 @@ import functools
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from verifiers.maths import expressions, identity
+from verifiers.maths import answers, expressions, identity
 from verifiers.maths.answers import Answer
 from verifiers.maths.evaluation import Expression, inexact, mp_context, value_at
 
@@ -170,8 +170,25 @@ def _outside(texts: Sequence[str]) -> list[Piece] | None:
 def _all_but(text: str) -> list[Piece] | None:
     if text.strip() == r"\mathbb{R}":
         return [(End(-1), End(1))]
-    match = _WITHOUT.fullmatch(text.strip())
-    return _outside(match.group(1).split(",")) if match else None
+    if match := _WITHOUT.fullmatch(text.strip()):
+        return _outside(match.group(1).split(","))
+    removed = re.fullmatch(r"\\mathbb\{R\} *\\setminus *([\[(].*[\])])", text.strip(), re.DOTALL)
+    inner = pieces(answers.read(removed.group(1))) if removed else None
+    return _complement(inner) if inner else None
+
+
+def _complement(inside: list[Piece]) -> list[Piece]:
+    """All numbers that are in none of the pieces, which are in order and apart."""
+    ends = [
+        End(-1),
+        *(replace(end, closed=not end.closed and not end.side) for piece in inside for end in piece),
+        End(1),
+    ]
+    return [
+        (low, high)
+        for low, high in zip(ends[::2], ends[1::2], strict=True)
+        if low.side == 0 or high.side != low.side
+    ]
 
 
 def _inequality(relation: Answer) -> list[Piece] | None:

@@ -63,6 +63,23 @@ def plain_characters(text: str) -> str:
     return "".join(str(unicodedata.decimal(c)) if not c.isascii() and c.isdecimal() else c for c in text)
 
 
+_RAISED = re.compile(r"(?<=[A-Za-z0-9)\]}])[\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
+_RAISED_DIGITS = str.maketrans(
+    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-"
+)
+
+
+def with_exponents(text: str) -> str:
+    """Raised digits behind a symbol as the exponent that they are: "cm\u00b2", "10\u207b\u00b3"."""
+    return text if text.isascii() else _RAISED.sub(_exponent, text)
+
+
+def _exponent(raised: re.Match[str]) -> str:
+    digits = raised[0].translate(_RAISED_DIGITS)
+    alone = len(digits) == 1 and not raised.string[raised.end() :][:1].isdigit()
+    return f"^{digits}" if alone else f"^{{{digits}}}"
+
+
 @dataclass(frozen=True, slots=True)
 class Numeral:
     """A written number. value is what is written before a percent sign or unit: 50% is 50 with percent."""
@@ -124,6 +141,8 @@ def _parse(text: str) -> Numeral | None:
             currency = ""
     if _REPEATING_MARK.search(text):
         return _repeating(text)
+    if (endless := _ENDLESS.fullmatch(text)) is not None:
+        return _repeating(rf"{endless['before']}\overline{{{endless['cycle'] or endless['digit']}}}")
     number = _SHAPES.match(text)
     if number is None:
         return None
@@ -156,6 +175,14 @@ _REPEATING = re.compile(
 )
 
 
+# 0.333..., 0.1666\ldots, 0.272727...: one digit three times, or several twice
+_ENDLESS = re.compile(
+    r"(?P<before>[+-]? *\d{0,40}\.\d{0,20}?)(?:(?P<digit>\d)(?P=digit){2,20}|(?P<cycle>\d{2,12})(?P=cycle){1,10})"
+    r" *(?:\.\.\.|\u2026|\\[lc]?dots)",
+    re.ASCII,
+)
+
+
 def _repeating(text: str) -> Numeral | None:
     """0.1\\overline{6} is exactly 1/6: the digits of one cycle, over as many nines."""
     found = _REPEATING.fullmatch(text)
@@ -172,7 +199,7 @@ _OTHER_FRAC = re.compile(r"\\(?:[dtc]|nice|s)frac(?![A-Za-z])")
 
 def _tidy(text: str) -> str:
     """Drop what only positions or wraps a number in LaTeX."""
-    text = plain_characters(text).strip()
+    text = plain_characters(with_exponents(text)).strip()
     for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**")):
         if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
             text = text[len(left) : -len(right)].strip()
@@ -267,6 +294,14 @@ _COMMAND_BEFORE = re.compile(
     r"[A-Za-z]+\s*\{?\s*$|\}\s*\{\s*$"
 )
 _COLOURED = re.compile(r"\\(?:textcolor|colorbox) *\{[^{}]*\} *\{ *$")
+# "12 and a half", "12 point five", "12 squared", "12 thousandths", "12 is wrong"
+_CHANGED_AFTER = re.compile(
+    r"\s+(?:and (?:a|one|two|three)[ -](?:half|third|quarter|fourth|fifth)s?|point (?:"
+    + "|".join(units.NUMBER_WORDS)
+    + r")"
+    r"|squared|cubed|factorial|halves|thirds|tenths|hundredths|thousandths|isn't|(?:is|was) (?:not|wrong|incorrect|impossible|false|too))\b"
+)
+_TEXT_AFTER = re.compile(r"\s*\\(?:text\w*|mbox|mathrm) *\{([^{}]{1,80})\}")
 LAST_WINDOW = 4_000  # characters from the end within which the last number is looked for
 
 
@@ -326,6 +361,9 @@ def _trusted(last: re.Match[str], text: str) -> tuple[Numeral | None, str]:
         return None, f"the last number is feet or minutes: {last.group().strip()}'"
     if _OR_BEFORE.search(before[-60:]):
         return None, "several answers"
+    marked = _TEXT_AFTER.match(after)
+    if _CHANGED_AFTER.match(after) or (marked is not None and units.hedged(marked[1])):
+        return None, f"the last number is changed or taken back: {last.group().strip()}{after[:20]}"
     written = re.sub(r"[()]", "", last.group()).strip()
     numeral = parse(written)
     if numeral is None and re.fullmatch(r"-?(?:\d+,\d{1,2}|0,\d+)", written):  # "2,74" cannot be thousands

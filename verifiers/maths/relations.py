@@ -14,9 +14,15 @@ Same = Callable[[Answer, Answer, Context], bool]  # `equality.same`: a relation'
 _ORDER = {"<": "<", r"\le": r"\le", ">": "<", r"\ge": r"\le"}
 
 
+_VALUE_OF_A_FUNCTION = re.compile(
+    r"(?<![A-Za-z\d\\)}])(?:[fghpqFGHPQE]'{0,3}|\\(?:Pr|mathbb *\{ *[PE] *\}))(?:_ *(?:\{\w+\}|\w))? *\((?:[^()]|\([^()]*\)){1,40}\)"
+)
+
+
 def is_label(answer: Answer) -> bool:
     """What may stand before "=" and only names the answer: x, a_{37}, f(x), |AB|, (p, q), \\frac{NO}{BO}."""
-    text = re.sub(r"[_^] *(?:\{[^{}]*\}|\w)|\\[A-Za-z]+", " ", answer.text)
+    named = _VALUE_OF_A_FUNCTION.sub("f", answer.text)  # f(2), P(X \\ge 2)
+    text = re.sub(r"[_^] *(?:\{[^{}]*\}|\w)|\\[A-Za-z]+", " ", named)
     letters = re.search(
         r"[A-Za-z]|\\(?!frac|sqrt|pi\b)[A-Za-z]", re.sub(r"\\(?:frac|sqrt|pi)\b", "", answer.text)
     )
@@ -123,6 +129,8 @@ def _same_equation(gold: Answer, given: Answer, context: Context, same: Same) ->
         names = [a.parts[0].text.replace(" ", "") for a in (gold, given)]
         if names[0] == names[1] or same(gold.parts[0], given.parts[0], context):
             return same(one, other, context)
+        if any(_VALUE_OF_A_FUNCTION.fullmatch(name) and re.search(r"\d", name) for name in names):
+            return False  # f(2) is not f(3)
         # y = 2x + 1 and x = (y - 1)/2 are one line; W(x) = 1 and W(n) = 1 one statement
         if re.sub(r"\(.*\)", "()", names[0]) == re.sub(r"\(.*\)", "()", names[1]) and "(" in names[0]:
             return same(one, _renamed(other, names[1], names[0]), context)

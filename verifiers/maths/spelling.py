@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from verifiers.maths import numerals
 
@@ -13,7 +14,25 @@ class TooComplex(Exception):
     """The answer is longer or deeper than any answer to a question."""
 
 
-_REPLACED = [
+# "x \\ge 0 and x < 1" is 0 \\le x < 1; with a comma, or with "or", it may be all numbers
+_AND = r"(?:\\(?:text|mbox|textrm|mathrm) *\{ *and *\}|\\(?:land|wedge)(?![A-Za-z])|(?<![A-Za-z])and(?![A-Za-z]))"
+_BOUND = r"[^<>=,;&\\]{1,30}?|[^<>=,;&]{0,10}\\(?:frac|sqrt|pi)(?![A-Za-z])[^<>=,;&]{0,30}?"
+_BOTH = re.compile(
+    rf"^\s*(?:(?P<a>[A-Za-z]) *(?P<above>>|\\ge(?![A-Za-z])) *(?P<low>{_BOUND}) *,? *{_AND} *(?P=a) *(?P<below><|\\le(?![A-Za-z])) *(?P<high>{_BOUND})"
+    rf"|(?P<b>[A-Za-z]) *(?P<below2><|\\le(?![A-Za-z])) *(?P<high2>{_BOUND}) *,? *{_AND} *(?P=b) *(?P<above2>>|\\ge(?![A-Za-z])) *(?P<low2>{_BOUND}))\s*$"
+)
+
+
+def _between(found: re.Match[str]) -> str:
+    below = {">": "<", "<": "<"}
+    above, under = (found["above"] or found["above2"]), (found["below"] or found["below2"])
+    return (
+        f"{found['low'] or found['low2']} {below.get(above, chr(92) + 'le ')} {found['a'] or found['b']} "
+        f"{below.get(under, chr(92) + 'le ')} {found['high'] or found['high2']}"
+    )
+
+
+_REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r",(?:\\[!,;] *)+"), ","),
     (
         re.compile(
@@ -26,6 +45,21 @@ _REPLACED = [
     (re.compile(r"\{([^{}]*[^{}\\ ]) *\\choose(?![A-Za-z]) *([^{}]*)\}"), r"\\binom{\1}{\2}"),
     (re.compile(r"\\(?:mathrm|operatorname|mathit|rm) *\{([ie])\}"), r"\1"),
     (re.compile(r"\\text *\{-\}"), "-"),
+    (re.compile(r"\\(?:text|mathrm) *\{ *\\?\$ *\} *(?=[\d.])"), r"\\$"),
+    (
+        re.compile(
+            r"\\frac *\{ *\\(?:text|mathrm) *\{ *([A-Za-z]+) *\} *\} *\{ *\\(?:text|mathrm) *\{ *([A-Za-z]+) *\} *((?:\^ *\{? *\d *\}?)?) *\}"
+        ),
+        r"\\text{ \1/\2}\3",
+    ),
+    (
+        re.compile(
+            r"(?<=[A-Za-z]\}) *(?:\\cdot|\\,|\\;)? *(?=\\(?:text|mathrm) *\{ *[A-Za-z]+ *\} *\^ *\{ *-)"
+        ),
+        "",
+    ),
+    (re.compile(r"\{:\}"), ":"),
+    (re.compile(r"(?<=[)\]}]) *U *(?=[(\[]|\\\{)"), r" \\cup "),
     (re.compile(r"\\langle(?![A-Za-z])|\u27e8"), "("),
     (re.compile(r"\\rangle(?![A-Za-z])|\u27e9"), ")"),
     (re.compile(r"\\(?:varnothing(?![A-Za-z])|\{ *\\\})|\u2205"), r"\\emptyset "),
@@ -53,6 +87,7 @@ _REPLACED = [
     (re.compile(r"\\rvert(?![A-Za-z])"), "|"),
     (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
     (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
+    (_BOTH, _between),
     (
         re.compile(r"\\(?:text|mbox|textrm|mathrm)\{[ ,;]*(?:and|or)[ ,]*\}|\\(?:lor|land|vee)(?![A-Za-z])"),
         " , ",
@@ -80,7 +115,7 @@ def clean(text: str) -> str:
     """The text in the one spelling that the readers know. Raises TooComplex."""
     if len(text) > MAX_LENGTH:
         raise TooComplex(f"an answer of {len(text)} characters")
-    text = _unescaped(numerals.plain_characters(text)).strip()
+    text = _unescaped(numerals.plain_characters(numerals.with_exponents(text))).strip()
     text = _unwrapped(text.replace("{,}", ","))
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)

@@ -8,13 +8,30 @@ CURRENCY = "$\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9"
 _TEXT_UNIT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|rm|operatorname)\b *\{([^{}]*)\}"
 )
-_UNIT = re.compile(r"[A-Za-z][A-Za-z .'/-]{0,60}(?:\^ *\{? *[1-9] *\}?|\*\*[1-9]|[23])?\.?")
+_UNIT = re.compile(r"[A-Za-z][A-Za-z .'/-]{0,60}(?:\^ *\{? *-? *[1-9] *\}?|\*\*[1-9]|[23])?\.?")
 _PERCENT = re.compile(r"\\?%|per ?cent(?:age)?(?: points?)?|pct\.?", re.IGNORECASE)
 
 
-# Words with which what is in the text is no unit but a second thought
+# Words with which what is in the text is no unit but a second thought, ...
+_DOUBTS = (
+    "and or to not nor no never if mod but maybe perhaps possibly could might either else otherwise unless wrong incorrect false "
+    "impossible about roughly approximately approx almost nearly ish though although however alternatively alt aka also versus vs "
+    "is isn't was be wait guess think too off than"
+)
+# ... or arithmetic: "5 minus one", "5 thirds", "5 squared" and "12 point five" are other numbers
+_OPERATIONS = "plus minus factorial doubled tripled halved divided multiplied modulo remainder negated itself"
+_OF_A_BARE_NUMBER = (
+    "squared cubed base root lakhs? crores? gross score tens halves thirds fourths fifths sixths sevenths eighths ninths tenths "
+    "hundredths thousandths millionths billionths"
+)
+NUMBER_WORDS = tuple(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen twenty thirty forty fifty sixty seventy eighty ninety".split(" ")
+)
 _HEDGE = re.compile(
-    r"\b(?:and|or|to|not|if|mod|but|maybe|perhaps|possibly|could|might|either|else|otherwise|unless|wrong|incorrect|about|roughly)\b",
+    rf"\b(?:{'|'.join([*_DOUBTS.split(), *_OPERATIONS.split()])})\b"
+    rf"|\b(?:{'|'.join(NUMBER_WORDS)})\b(?!-)|^\W*(?:{'|'.join(_OF_A_BARE_NUMBER.split())}|over)\b"
+    r"|\b(?:half|third|fourth|fifth|tenth|hundredth|thousandth) *$",
     re.IGNORECASE,
 )
 _MANY = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -86,21 +103,30 @@ _SAME_UNIT = {
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km",
     "kilometre": "km", "millimeter": "mm", "millimetre": "mm", "inche": "inch", "in": "inch", "feet": "ft",
     "foot": "ft", "hr": "hour", "h": "hour", "min": "minute", "sec": "second", "s": "second",
-    "kilogram": "kg", "gram": "g", "mile per hour": "mph", "miles per hour": "mph", "mi/h": "mph",
-    "kilometers per hour": "km/h", "kilometres per hour": "km/h", "kph": "km/h", "meters per second": "m/s",
-    "metres per second": "m/s", "a.m": "am", "p.m": "pm", "cent": "cent", "usd": "$", "dollar": "$", "unit": "", "liter": "l",
-    "litre": "l", "pound": "lb", "square unit": "", "cubic unit": "", "unit^2": "", "unit^3": "",
+    "kilogram": "kg", "gram": "g",
+    "kph": "km/hour", "a.m": "am", "p.m": "pm", "cent": "cent", "usd": "$", "dollar": "$", "unit": "", "liter": "l",
+    "litre": "l", "pound": "lb", "square unit": "", "cubic unit": "", "unit^2": "", "unit^3": "", "mi": "mile",
+    "mile/hour": "mph", "amp": "a", "radian": "rad",
 }  # fmt: skip
+_MEGA = re.compile(r"M(?=(?:W|g|J|Hz|Pa|V|eV|N|A)\b)")  # 1 MW is no mW
 
 
 def normal_unit(unit: str) -> str:
-    """One spelling for plurals, abbreviations and "square": "Square Metres" -> "m^2"."""
+    """One spelling for plurals, abbreviations, "per" and "square": "Square Metres" -> "m^2"."""
+    unit = _MEGA.sub("mega ", unit.strip(" ."))
     unit = re.sub(
-        r"[{} ]*\^[{ ]*(\d)[} ]*|\*\*(\d)", lambda m: f"^{m.group(1) or m.group(2)}", unit.lower().strip(" .")
+        r"[{} ]*\^[{ ]*(-?) *(\d)[} ]*|\*\*(\d)", lambda m: f"^{m[1] or ''}{m[2] or m[3]}", unit.lower()
     )
     unit = re.sub(r"(?<=[a-z])([23])$", r"^\1", unit)
     unit = re.sub(r"\^1$", "", unit)
-    power = re.search(r"\^\d$", unit)
+    unit = re.sub(r"(?<=[a-z]) (squared|cubed)$", lambda m: "^2" if m[1] == "squared" else "^3", unit)
+    unit = re.sub(
+        r"(?<=[a-z])[ .]+([a-z]+)\^-([1-3])$", lambda m: f"/{m[1]}" + f"^{m[2]}" * (m[2] != "1"), unit
+    )
+    if (parts := re.fullmatch(r"([^/]+?)(?: *\bper\b *| */ *)([^/]+)", unit)) is not None:
+        rate = f"{normal_unit(parts[1])}/{normal_unit(parts[2])}"
+        return _SAME_UNIT.get(rate, rate)
+    power = re.search(r"\^-?\d$", unit)
     tail = power.group() if power else ""
     words = unit.removesuffix(tail).strip(" .")
     for word, meaning in (("square ", "^2"), ("sq ", "^2"), ("sq. ", "^2"), ("cubic ", "^3")):
@@ -109,6 +135,12 @@ def normal_unit(unit: str) -> str:
     singular = words if words in _SAME_UNIT else words.removesuffix("s")
     base = _SAME_UNIT.get(words, _SAME_UNIT.get(singular, singular))
     return base + tail if base else ""
+
+
+def is_known(unit: str) -> bool:
+    """Whether this is a unit wherever it stands, and no product of symbols: "cm", "units", "sq ft", "in^2"."""
+    word = re.sub(r"^(?:sq|square|cubic) +|\^.*", "", unit.strip().lower())
+    return len(word) > 1 and (word in _KNOWN_UNITS or word.removesuffix("s") in _KNOWN_UNITS)
 
 
 def agree(one: str, other: str) -> bool:
