@@ -1,16 +1,16 @@
-"""Preference pairs: written by a preferences stage, read by a dpo stage."""
+"""Preference pairs: written by a preferences stage, read by a dpo or reward stage."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import TuluLiteError
 from ..files import atomic_file
-from ..recipe import DataSource, DpoStage
+from ..recipe import DataSource, PairStage
 from ..records import PreferencePair, Prompt
 from .chat import ChatTemplate
 from .report import DataReport
@@ -27,6 +27,7 @@ class PairExample:
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
     source: str
+    where: str = ""  # file:line
 
 
 def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
@@ -51,7 +52,7 @@ def read_pairs(path: Path) -> list[PreferencePair]:
 
 
 def load_pairs(
-    stage: DpoStage, template: ChatTemplate, *, seed: int, stage_rows: Callable[[str], Path] | None
+    stage: PairStage, template: ChatTemplate, *, seed: int, stage_rows: Callable[[str], Path] | None
 ) -> tuple[list[PairExample], DataReport]:
     """The stage's pairs in order, and what was dropped.
 
@@ -73,7 +74,7 @@ def load_pairs(
             else:
                 learnt = len(pair.chosen_ids) + len(pair.rejected_ids)
                 report.keep(pair.source, 2 * len(pair.prompt_ids) + learnt, learnt)
-                kept.append(pair)
+                kept.append(replace(pair, where=where))
     report.require_rows(stage.name)
     return kept, report
 

@@ -51,9 +51,7 @@ class DpoStage(PairStage):
         if self.gamma and self.objective != "simpo":
             raise ValueError(f"gamma is simpo's margin and has no meaning for {self.objective}; leave it out")
         if self.objective == "simpo" and not self.length_normalised:
-            raise ValueError(
-                "objective simpo compares mean log-probabilities; leave length_normalised out"
-            )
+            raise ValueError("objective simpo compares mean log-probabilities; leave length_normalised out")
         if self.objective == "simpo" and self.reference is not None:
             raise ValueError("objective simpo has no reference; leave `reference` out")
         return self
