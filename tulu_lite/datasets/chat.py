@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TuluLiteError
+from .bad import BadRow
+from .literals import Literals
+from .proof import PROBE, prove
 from .spans import Encoding, UnevenTokens, split_tokens
-from .templates import CHATML, TULU
+from .templates import template_source
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 _CHUNK = 1024  # texts tokenized at once: enough for the tokenizer's threads, little memory for offsets
-_PROBE = (
-    {"role": "user", "content": "What is 2 plus 3?"},
-    {"role": "assistant", "content": "It is 5."},
-    {"role": "user", "content": "And plus 4?"},
-    {"role": "assistant", "content": "Then 9."},
-)
 _OURS = "or use `chat_template: tulu`"
 
 Messages = Sequence[dict[str, str]]
@@ -84,6 +81,7 @@ class ChatTemplate:
                 cure="set `eos_token` in its tokenizer_config.json to a token of the vocabulary",
             )
         self._marked = bool(_MARKS.search(source))
+        self.literals = self._literals()
         ids = [self._closing_token(), int(tokenizer.eos_token_id), *_generation_end_ids(model, tokenizer)]
         self.end_token_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in ids if i is not None))
         self.pad_id = int(
@@ -92,8 +90,8 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, name: str, tokenizer: Any, model: str) -> ChatTemplate:
-        """name: `model` (the tokenizer's own), `tulu`, `chatml` or a .jinja file. model: folder or hub id."""
-        return cls(name, _source(name, tokenizer, model), tokenizer, model)
+        """name: `model` (the tokenizer's own), one of ours (see `templates`) or a .jinja file. model: folder or hub id."""
+        return cls(name, template_source(name, tokenizer, model), tokenizer, model)
 
     def prompt(self, messages: Messages) -> tuple[str, list[int]]:
         """The text and token ids that end where the assistant's answer begins."""
@@ -103,7 +101,7 @@ class ChatTemplate:
         """`prompt` of each; places: where each stands, for errors."""
         texts = [self._render(messages, _place(places, i), prompt=True)[0] for i, messages in enumerate(many)]
         return [
-            (text, encoding.ids)
+            (self.literals.show(text), encoding.ids)
             for text, encoding in zip(texts, self._encode(texts, offsets=False), strict=True)
         ]
 
@@ -112,20 +110,21 @@ class ChatTemplate:
         return self.conversations([messages])[0]
 
     def conversations(
-        self, many: Sequence[Messages], places: Sequence[str] = ()
+        self, many: Sequence[Messages], places: Sequence[str] = (), *, last_only: bool = False
     ) -> list[tuple[list[int], list[bool]]]:
-        """`conversation` of each; places: where each stands, for errors."""
-        spanned = [self._spans(messages, _place(places, i)) for i, messages in enumerate(many)]
+        """`conversation` of each; places: where each stands, for errors. last_only: of the assistant's turns, only the
+        last has a loss."""
+        spanned = [self.spans(messages, _place(places, i)) for i, messages in enumerate(many)]
         encodings = self._encode([text for text, _ in spanned], offsets=True)
         return [
-            self._masked(text, spans, encoding, _place(places, i))
+            self._masked(text, spans, encoding, _place(places, i), last_only)
             for i, ((text, spans), encoding) in enumerate(zip(spanned, encodings, strict=True))
         ]
 
     def response(self, text: str, finished: bool) -> list[int]:
         """Token ids of an answer of another model, as this one would have sampled it: it begins with a token of its
         own, and ends with the end token if it is finished."""
-        ids = self._ids_of(text)
+        ids = self.ids_of(self.literals.hide(text, "assistant"))
         return [*ids, self.end_token_ids[0]] if finished else ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -138,48 +137,14 @@ class ChatTemplate:
         )
 
     def check(self) -> None:
-        """Prove the template on a small conversation of two turns; raises TuluLiteError saying what fails.
-
-        Every assistant turn is in the loss and ends in an end token that is in the loss; the tokens of a
-        conversation do not change as it goes on; a prompt's tokens are those the conversation begins with,
-        up to the first learnt one.
-        """
-        text, spans = self._spans(_PROBE, "")
-        ids, mask = self.conversation(_PROBE)
-        starts = [i for i, learnt in enumerate(mask) if learnt and not (i and mask[i - 1])]
-        for turn, (first, last) in zip((1, 3), spans, strict=True):
-            if _PROBE[turn]["content"] not in text[first:last]:
-                raise self._fault(
-                    f"its {{% generation %}} marks cover {text[first:last]!r}, not the assistant's "
-                    f"{_PROBE[turn]['content']!r}",
-                    "put {% generation %} right before the assistant's content and {% endgeneration %} "
-                    "after its end token",
-                )
-        if len(starts) != 2:
-            raise self._fault(
-                "the loss mask joins two assistant turns",
-                "put the user's turn outside the {% generation %} marks",
-            )
-        if self.conversation(_PROBE[:2])[0] != ids[: len(self.conversation(_PROBE[:2])[0])]:
-            raise self._fault(
-                "the tokens of a first turn change when the conversation goes on",
-                "write a template that renders each turn in the same way wherever it stands",
-            )
-        for turn, start in zip((1, 3), starts, strict=True):
-            prompt, prompt_ids = self.prompt(_PROBE[:turn])
-            if prompt_ids != ids[:start]:
-                raise self._fault(
-                    f"the prompt that is sampled from ends {prompt[-40:]!r}, which is not where the "
-                    "assistant's learnt text begins in a conversation "
-                    f"({text[max(0, spans[turn // 2][0] - 40) : spans[turn // 2][0]]!r})",
-                    "let add_generation_prompt write exactly what stands before the assistant's content",
-                )
+        """Prove the template on small conversations; raises TuluLiteError saying what fails. See `prove`."""
+        prove(self)
 
     @cached_property
     def _special(self) -> dict[str, Any]:
         return dict(self.tokenizer.special_tokens_map)
 
-    def _fault(self, what: str, cure: str) -> TuluLiteError:
+    def fault(self, what: str, cure: str) -> TuluLiteError:
         return TuluLiteError(
             f"the chat template `{self.name}` of {self.model or 'the model'} cannot be trained with: {what}",
             cure=f"{cure}; {_OURS}",
@@ -188,7 +153,13 @@ class ChatTemplate:
     def _render(
         self, messages: Messages, where: str, prompt: bool = False, marks: bool = False
     ) -> tuple[str, Any]:
-        """(text, [(first, last) character of each marked stretch])."""
+        """(text, [(first, last) character of each marked stretch]). What spells a token in a turn is hidden in it."""
+        hidden = [{**m, "content": self.literals.hide(m["content"], m["role"], where)} for m in messages]
+        return self._render_raw(hidden, where, prompt, marks)
+
+    def _render_raw(
+        self, messages: Messages, where: str, prompt: bool = False, marks: bool = False
+    ) -> tuple[str, Any]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -200,20 +171,21 @@ class ChatTemplate:
                 **self._special,
             )
         except Exception as error:  # jinja's errors, and whatever an expression of the template raises
-            raise TuluLiteError(
+            raise BadRow(
+                "the chat template refuses it",
                 f"{where}the chat template `{self.name}` refuses a conversation of "
                 f"{', '.join(m['role'] for m in messages)}: {error}",
                 cure="mend the row (some templates take no system turn) or the template; " + _OURS,
             ) from None
         return made[0][0], made[1][0] if marks else []
 
-    def _spans(self, messages: Messages, where: str) -> tuple[str, list[tuple[int, int]]]:
+    def spans(self, messages: Messages, where: str) -> tuple[str, list[tuple[int, int]]]:
         """The text, and each assistant turn's characters: by the template's marks, or else one by one."""
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if self._marked:
             text, spans = self._render(messages, where, marks=True)
             if len(spans) != len(answers):
-                raise self._fault(
+                raise self.fault(
                     f"{where}it marks {len(spans)} stretches as generated in a conversation of "
                     f"{len(answers)} assistant turns",
                     "put {% generation %} and {% endgeneration %} once around each assistant turn",
@@ -225,7 +197,7 @@ class ChatTemplate:
             before, _ = self._render(messages[:i], where, prompt=True)
             after = text if i == len(messages) - 1 else self._render(messages[: i + 1], where)[0]
             if not (text.startswith(before) and text.startswith(after)):
-                raise self._fault(
+                raise self.fault(
                     f"{where}turn {i + 1} is rendered differently by itself than in the whole "
                     "conversation, so its tokens cannot be found",
                     "write a template that renders each turn in the same way wherever it stands, or mark "
@@ -235,13 +207,14 @@ class ChatTemplate:
         return text, spans
 
     def _masked(
-        self, text: str, spans: list[tuple[int, int]], encoding: Encoding, where: str
+        self, text: str, spans: list[tuple[int, int]], encoding: Encoding, where: str, last_only: bool
     ) -> tuple[list[int], list[bool]]:
         edges = [edge for span in spans for edge in span]
         try:
-            ids, places = split_tokens(text, edges, encoding, self._ids_of, self._exact_text)
+            ids, places = split_tokens(text, edges, encoding, self.ids_of, self._exact_text)
         except UnevenTokens as error:
-            raise TuluLiteError(
+            raise BadRow(
+                "a token over the edge of a turn",
                 f"{where}the tokens of the assistant's turn cannot be told from those around it, near "
                 f"{text[max(0, error.edge - 20) : error.edge + 20]!r}",
                 why="one token spans the boundary, and this tokenizer gives other text when the parts are "
@@ -249,36 +222,118 @@ class ChatTemplate:
                 cure="remove white space at the start of the assistant's text, " + _OURS,
             ) from None
         mask = [False] * len(ids)
-        for first, last in zip(places[::2], places[1::2], strict=True):
-            end = next((i for i in range(last - 1, first - 1, -1) if ids[i] in self.end_token_ids), -1)
-            if end < 0 and last < len(ids) and ids[last] in self.end_token_ids:
-                end = last
-            if end < 0:
-                raise self._fault(
-                    f"{where}the assistant's turn has no end token after it, so the model would never "
-                    "learn to stop",
-                    "put {{ eos_token }} after the assistant's content, inside its {% generation %} marks "
-                    "where it has them",
-                )
-            mask[first : end + 1] = [True] * (end + 1 - first)
+        whole = len(places) // 2 - 1  # the number of the last turn
+        for turn, (first, last) in enumerate(zip(places[::2], places[1::2], strict=True)):
+            end = self._end_of_turn(ids, first, last, where)
+            if turn == whole or not last_only:
+                mask[first : end + 1] = [True] * (end + 1 - first)
         return ids, mask
+
+    def _end_of_turn(self, ids: Sequence[int], first: int, last: int, where: str) -> int:
+        """The place of the end token of the turn whose tokens are ids[first:last]: its last one, or the one after."""
+        found = next((i for i in range(last - 1, first - 1, -1) if ids[i] in self.end_token_ids), None)
+        if found is not None:
+            return found
+        if last < len(ids) and ids[last] in self.end_token_ids:
+            return last
+        raise self.fault(
+            f"{where}the assistant's turn has no end token after it, so the model would never learn to stop",
+            "put {{ eos_token }} after the assistant's content, inside its {% generation %} marks where it has them, "
+            "and see that this token is in the vocabulary",
+        )
 
     def _encode(self, texts: Sequence[str], offsets: bool) -> Iterator[Encoding]:
         offsets = offsets and bool(getattr(self.tokenizer, "is_fast", False))
         for start in range(0, len(texts), _CHUNK):
-            made = self.tokenizer(
-                list(texts[start : start + _CHUNK]),
-                add_special_tokens=False,
-                padding=False,
-                truncation=False,
-                return_attention_mask=False,
-                return_offsets_mapping=offsets,
-                verbose=False,  # lengths are checked against the recipe's limits
-            )
-            for i, ids in enumerate(made["input_ids"]):
-                yield Encoding(list(ids), made["offset_mapping"][i] if offsets else None)
+            chunk = texts[start : start + _CHUNK]
+            hidden = [self.literals.hidden(text) for text in chunk]
+            plain = iter(self._batch([t for t, cut in zip(chunk, hidden, strict=True) if not cut], offsets))
+            for text, cut in zip(chunk, hidden, strict=True):
+                yield self._in_pieces(text, offsets) if cut else next(plain)
 
-    def _ids_of(self, text: str) -> list[int]:
+    def _batch(self, texts: Sequence[str], offsets: bool) -> list[Encoding]:
+        if not texts:
+            return []
+        made = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_offsets_mapping=offsets,
+            verbose=False,  # lengths are checked against the recipe's limits
+        )
+        return [
+            Encoding(list(ids), made["offset_mapping"][i] if offsets else None)
+            for i, ids in enumerate(made["input_ids"])
+        ]
+
+    def _in_pieces(self, text: str, offsets: bool) -> Encoding:
+        """A text with hidden spellings of tokens: its pieces tokenized one by one."""
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        for start, piece in self.literals.pieces(text):
+            lead = self._lead if start else ""
+            if lead is None:
+                raise BadRow(
+                    "a special token in the text",
+                    f"a turn spells a special token, near {self.literals.show(text)[max(0, start - 20) : start + 20]!r}",
+                    why="this tokenizer has no other way to write it, so it would end the turn or begin another",
+                    cure="remove it from the row, or set `bad_rows: drop`",
+                )
+            (made,) = self._batch([lead + piece], offsets)
+            skipped = len(self._batch([lead], False)[0].ids) if lead else 0
+            ids += made.ids[skipped:]
+            for first, last in (made.offsets or ())[skipped:]:
+                places.append((start + first - len(lead), start + last - len(lead)))
+        return Encoding(ids, places if offsets else None)
+
+    @cached_property
+    def _lead(self) -> str | None:
+        """A text to put before a piece, so that its tokens are those it has inside a text (some tokenizers put a space
+        before every text); its own tokens are then left out. None: there is none."""
+        left, right = "<", "|zz|> a"
+        whole = self._exact_text(self.ids_of(left + right))
+        for lead in ("", ".", "a", "\n"):
+            before, both = self.ids_of(lead), self.ids_of(lead + right)
+            inside = both[len(before) :]
+            if both[: len(before)] == before and self._exact_text([*self.ids_of(left), *inside]) == whole:
+                return lead
+        return None
+
+    def _literals(self) -> Literals:
+        """Tokens that no turn's text may become: the special ones, and those that the template writes around turns."""
+        special = {str(token) for token in self.tokenizer.all_special_tokens}
+        added = self.tokenizer.added_tokens_decoder.values()
+        special |= {token.content for token in added if token.special}
+        written = self._render_raw(PROBE[:2], "")[0] + self._render_raw(PROBE[:1], "", prompt=True)[0]
+        return Literals(special, {token.content for token in added if token.content in written})
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The id of what stands for characters outside the vocabulary, where the tokenizer has one for nothing else."""
+        id = self.tokenizer.unk_token_id
+        return (
+            None if id is None or id in self.end_token_ids or id == self.tokenizer.bos_token_id else int(id)
+        )
+
+    @cached_property
+    def loses_characters(self) -> bool:
+        """Whether characters outside the vocabulary vanish, with no token in their place."""
+        return not self.ids_of("\U000e0123")
+
+    @cached_property
+    def embeddings(self) -> int | None:
+        """Tokens that the model has, by its config.json; None where there is no such file."""
+        try:
+            config = json.loads((Path(self.model) / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        config = config.get("text_config") or config
+        size = config.get("vocab_size")
+        return size if self.model and isinstance(size, int) else None
+
+    def ids_of(self, text: str) -> list[int]:
         return next(self._encode([text], offsets=False)).ids if text else []
 
     def _exact_text(self, token_ids: list[int]) -> str:
@@ -286,54 +341,12 @@ class ChatTemplate:
 
     def _closing_token(self) -> int | None:
         """The special token that the template writes after an assistant's text: not always the eos."""
-        text, _ = self._render(_PROBE[:2], "")
-        _, found, rest = text.rpartition(_PROBE[1]["content"])
-        ids = self._ids_of(rest.lstrip()) if found else []
+        text, _ = self._render_raw(PROBE[:2], "")
+        _, found, rest = text.rpartition(PROBE[1]["content"])
+        ids = self.ids_of(rest.lstrip()) if found else []
         special = set(self.tokenizer.all_special_ids)
         special |= {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return ids[0] if ids and ids[0] in special else None
-
-
-def _source(name: str, tokenizer: Any, model: str) -> str:
-    if name == "model":
-        try:
-            return tokenizer.get_chat_template()
-        except ValueError:
-            raise TuluLiteError(
-                f"the tokenizer of {model} has no chat template",
-                why="a base model usually has none",
-                cure="write `chat_template: tulu` in the recipe, or name a .jinja file",
-            ) from None
-    if name == "tulu":
-        return ("{{ bos_token }}" if _wants_bos(tokenizer) else "") + TULU
-    if name == "chatml":
-        if "<|im_end|>" not in tokenizer.get_vocab():
-            raise TuluLiteError(
-                f"the tokenizer of {model} has no token <|im_end|>, which `chat_template: chatml` ends a "
-                "turn with",
-                cure="use `chat_template: tulu`, which ends a turn with the tokenizer's own end token",
-            )
-        return ("{{ bos_token }}" if _wants_bos(tokenizer) else "") + CHATML
-    if not name.endswith(".jinja"):
-        raise TuluLiteError(
-            f"there is no chat template {name!r}", cure="it is `model`, `tulu`, `chatml`, or a .jinja file"
-        )
-    try:
-        return Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TuluLiteError(
-            f"cannot read the chat template {name}: {getattr(error, 'strerror', None) or error}",
-            cure="check `chat_template`",
-        ) from None
-
-
-def _wants_bos(tokenizer: Any) -> bool:
-    """Whether the model knows texts that begin with bos: its tokenizer or its own template puts it there."""
-    if tokenizer.bos_token is None:
-        return False
-    first = tokenizer("a")["input_ids"][:1]
-    own = tokenizer.chat_template
-    return first == [tokenizer.bos_token_id] or (isinstance(own, str) and "bos_token" in own)
 
 
 def _generation_end_ids(model: str, tokenizer: Any) -> list[int]:

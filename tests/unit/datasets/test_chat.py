@@ -183,7 +183,7 @@ def test_end_token_outside_the_marks_is_learnt(chars: Any) -> None:
         (
             "{% for m in messages %}{% generation %}{{ m.content + eos_token }}"
             "{% endgeneration %}{% endfor %}",
-            "marks 4 stretches",
+            "marks 6 stretches",
             "once around each assistant turn",
         ),
         ("{% for m in messages %}", "refuses a conversation", "chat_template: tulu"),
