@@ -25,6 +25,10 @@ class Example:
     file: str
     line: int
 
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}"
+
 
 def load_conversations(
     stage: SftStage,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from ..datasets.pairs import PairExample, load_pairs
 from ..files import write_atomic
 from ..objectives.dpo import dpo_losses, sequence_logprob
 from ..recipe import DpoStage
+from ..training.culprits import places_of
 from ..training.logprobs import token_logprobs
 from ..training.loop import Training
 from .context import StepContext, step_context
@@ -94,7 +96,7 @@ def train(ctx: StepContext) -> None:
             2 * len(i.pair.prompt_ids) + len(i.pair.chosen_ids) + len(i.pair.rejected_ids) for i in batch
         )
         ctx.metrics.log(
-            step, loss=loss, grad_norm=norm, learning_rate=rate, accuracy=correct, margin=margin, chosen_gain=chosen,
+            step, partial(places_of, batch), loss=loss, grad_norm=norm, learning_rate=rate, accuracy=correct, margin=margin, chosen_gain=chosen,
             rejected_gain=rejected, tokens=tokens, tokens_per_second=tokens / (time.perf_counter() - began),
         )  # fmt: skip
         ctx.progress(step, steps, loss=loss, accuracy=correct)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -12,6 +13,7 @@ from ..datasets.chat import ChatTemplate, load_tokenizer
 from ..datasets.conversations import Example, load_conversations
 from ..objectives.sft import token_loss
 from ..recipe import SftStage
+from ..training.culprits import places_of
 from ..training.logprobs import token_logprobs
 from ..training.loop import Training
 from .context import StepContext, step_context
@@ -64,6 +66,7 @@ def train(ctx: StepContext) -> None:
         shown = loss if stage.loss == "token_mean" else loss / loss_tokens
         ctx.metrics.log(
             step,
+            partial(places_of, batch),
             loss=shown,
             grad_norm=norm,
             learning_rate=rate,

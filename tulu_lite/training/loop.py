@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from ..datasets.batching import pack_by_length
 from .accelerator import make_accelerator
 from .checkpoint import export_model, load_latest, save_checkpoint
+from .culprits import loss_not_finite
 from .model import load_model
 from .optim import accumulating, backward, finish_update, make_optimizer
 
@@ -58,6 +60,8 @@ class Training:
             [own[i] for i in indices]
             for indices in pack_by_length([lengths[i] for i in own], self.stage.micro_batch_tokens)
         ]
+        if self.ctx.look is not None:  # a replay looks at each item by itself before the step is done
+            self.ctx.look(self, step, batch, loss_of)
         counts = self.accelerator.gather(torch.tensor([len(micro_batches)], device=self.device))
         micro_batches += [[]] * (max(1, int(counts.max())) - len(micro_batches))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -66,6 +70,11 @@ class Training:
                 loss = loss_of([batch[i] for i in indices])
                 total += loss.detach().double()
                 backward(self.accelerator, self.model, loss)
+        whole = float(self.accelerator.reduce(total, "sum"))
+        where = f"stage {self.stage.name}, step {step}"
+        if not math.isfinite(whole):
+            self.optimizer.zero_grad()
+            raise loss_not_finite(self.accelerator, batch, loss_of, whole, where)
         rate = self.rate(step)
         norm = finish_update(
             self.accelerator,
@@ -73,9 +82,9 @@ class Training:
             self.optimizer,
             rate,
             self.stage.max_grad_norm,
-            f"stage {self.stage.name}, step {step}",
+            where,
         )
-        return float(self.accelerator.reduce(total, "sum")), norm, rate
+        return whole, norm, rate
 
     def save_if_due(self, step: int, steps: int) -> None:
         if step % self.stage.save_every_steps and step != steps:
