@@ -111,9 +111,11 @@ def _finish_deepspeed(engine: Any, max_grad_norm: float, where: str) -> float:
     engine.step()
     norm = float(engine.get_global_grad_norm())
     if not math.isfinite(norm):
-        raise _not_finite(
+        error = _not_finite(
             norm, where, "DeepSpeed knows the norm only after the update, so go on from the last save"
         )
+        error.updated = True
+        raise error
     return norm
 
 
@@ -121,8 +123,14 @@ def _whole_norm(norm: Any) -> Any:
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
-def _not_finite(norm: float, where: str, state: str) -> TuluLiteError:
-    return TuluLiteError(
+class NotFinite(TuluLiteError):
+    """A gradient that is NaN or infinite. `updated`: the engine had stepped already when it told."""
+
+    updated = False
+
+
+def _not_finite(norm: float, where: str, state: str) -> NotFinite:
+    return NotFinite(
         f"{where}: the norm of the gradient is {norm}",
         why=f"some loss or activation overflowed; {state}",
         cure="lower learning_rate or lengthen the warm-up; with fp16, use bf16",
