@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tulu_lite.datasets.conversations import Example
 from tulu_lite.recipe import RlvrStage
 from tulu_lite.records import Prompt, Rollout
-from tulu_lite.stages import dpo, rlvr, sft
+from tulu_lite.stages import rlvr, sft
+from tulu_lite.training import sequences
 from verifiers.base import error, scored
 
 CPU = torch.device("cpu")
@@ -120,7 +121,7 @@ def test_sft_tensors() -> None:
 
 
 def test_dpo_tensors() -> None:
-    token_ids, attention, mask = dpo.collate([((1, 2), (3,)), ((4,), (5, 6, 7))], CPU, pad_id=0)
+    token_ids, attention, mask = sequences.collate([((1, 2), (3,)), ((4,), (5, 6, 7))], CPU, pad_id=0)
     assert token_ids.tolist() == [[1, 2, 3, 0], [4, 5, 6, 7]]
     assert attention.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert mask.tolist() == [[0, 0, 1, 0], [0, 1, 1, 1]]
