@@ -7,6 +7,9 @@ import shlex
 import sys
 from pathlib import Path
 
+import yaml
+
+from ..errors import TuluLiteError
 from ..recipe import AccelerateSettings, Recipe
 from .steps import Step
 
@@ -34,13 +37,27 @@ def step_command(step: Step, recipe: Recipe, recipe_file: Path) -> list[str]:
     ]
 
 
+def processes_of(settings: AccelerateSettings) -> int:
+    """How many training processes these settings start. Raises TuluLiteError for a config file that cannot be read."""
+    if settings.num_processes is not None or settings.config_file is None:
+        return settings.num_processes or 1
+    try:
+        config = yaml.safe_load(Path(settings.config_file).read_text(encoding="utf-8"))
+        return int(config.get("num_processes", 1))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise TuluLiteError(
+            f"cannot read accelerate.config_file {settings.config_file}: {error}",
+            cure="see recipes/accelerate/",
+        ) from None
+
+
 def launch_arguments(settings: AccelerateSettings, alone: bool = True) -> list[str]:
     """Arguments of `accelerate launch`. What a config file says stands unless the recipe says otherwise.
 
     alone: no other training runs on this machine at the same time; else its processes meet at a port that is free.
     """
     arguments: list[str] = []
-    if not alone and (settings.config_file is not None or (settings.num_processes or 1) > 1):
+    if not alone and processes_of(settings) > 1:
         arguments += ["--main_process_port", "0"]
     if settings.config_file is not None:
         arguments += ["--config_file", settings.config_file]

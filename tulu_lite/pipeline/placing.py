@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from ..errors import TuluLiteError
 from ..recipe import Recipe
-from ..recipe.placement import Machine, Placement, asks_for_devices, place
+from ..recipe.placement import Machine, Placement, asks_for_devices, check_shares, place
 from ..rollout.machine import gpus
+from .command import processes_of
 from .models import local_model, model_config
 from .steps import Step
 
@@ -25,7 +27,23 @@ def this_machine() -> Machine:
 
 def placement(recipe: Recipe, steps: Sequence[Step], look: Callable[[], Machine] = this_machine) -> Placement:
     """Where the steps run. Raises TuluLiteError for what this machine cannot do."""
-    if not asks_for_devices(recipe.server) or not any(step.samples for step in steps):
+    placed = _placement(recipe, steps, look)
+    if placed.training:
+        at_once = Counter(step.stage.name for step in steps if step.trains)
+        for stage in {step.stage.name: step.stage for step in steps if step.trains}.values():
+            runs = min(at_once[stage.name], stage.at_once)  # type: ignore[union-attr]
+            if runs > 1:
+                settings = getattr(stage, "accelerate", None) or recipe.accelerate
+                check_shares(placed.training, stage.name, runs, processes_of(settings))
+    return placed
+
+
+def _placement(recipe: Recipe, steps: Sequence[Step], look: Callable[[], Machine]) -> Placement:
+    if not any(step.samples for step in steps):  # all of the machine is for training
+        several = any(step.trains and step.stage.at_once > 1 for step in steps)  # type: ignore[union-attr]
+        count = len(look().gpus) if several and recipe.accelerate.device != "cpu" else 0
+        return Placement(training=tuple(range(count)))
+    if not asks_for_devices(recipe.server):
         return Placement()
     adapted = [step for step in steps if step.samples and getattr(step.stage, "lora", None) is not None]
     if recipe.server.colocate and recipe.server.sleep_level == 2 and adapted:

@@ -3,46 +3,36 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
-import subprocess
 import time
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from .. import __version__
-from ..errors import ServerError, TuluLiteError
-from ..files import read_json, write_atomic, write_json
+from ..errors import ServerError
+from ..files import write_atomic, write_json
 from ..recipe import Recipe, dump_recipe, serving
-from ..recipe.placement import Placement, visible
+from ..recipe.placement import Placement, share, visible
 from ..rollout.client import RolloutClient
 from ..rollout.fleet import RolloutFleet, open_servers
 from ..rollout.generation import check_port
-from ..rollout.process import die_with_parent, start_time
+from ..rollout.process import start_time
 from ..rollout.server import RolloutServer
 from ..rollout.sleeping import put_to_sleep
-from .command import shown, step_command
+from .command import processes_of, shown, step_command
+from .expand import expand
 from .judges import Judges
 from .ledger import Ledger
 from .lock import exclusive
 from .models import local_model
 from .placing import placement
 from .plan import PlannedStep, make_plan
-from .protocol import RUN_VARIABLE, SERVER_VARIABLE
+from .processes import StepFailed, StepProcess, end_groups, several_failed, tail
+from .protocol import RUN_VARIABLE, SERVER_VARIABLE, SHARED_VARIABLE
 from .select import choice_result
 from .show import Display
 from .steps import Step, model_path
 
-GRACE_S = 15.0  # between asking a step's processes to end and ending them
-
-LAUNCHER_SAYS = re.compile(
-    r"died with <Signals\.SIG\w+: (\d+)>"
-)  # accelerate launch, of a stage that was killed
-
-
-class StepFailed(TuluLiteError):
-    """A step's process ended without a result."""
+POLL_S = 0.25  # between looks at the processes that run
 
 
 class Interrupted(Exception):
@@ -84,37 +74,45 @@ class Runner:
         self.recipe, self.recipe_file, self.ledger, self.display = recipe, recipe_file, ledger, display
         self.server: RolloutServer | RolloutFleet | None = None
         self.judges = Judges(recipe)
-        self.steps: dict[str, Step] = {}
+        self.order: list[Step] = []
         self.placement = Placement()
 
     def do(self, plan: list[PlannedStep]) -> None:
-        self.steps = {planned.step.id: planned.step for planned in plan}
+        """Each step that is not done. After a choice the recipe is taken apart anew: what hangs on it has its key now."""
+        self.order = [planned.step for planned in plan]
+        waiting = [step for step in self.order if not step.done]
         settings = self.recipe.server
-        self.placement = placement(self.recipe, [planned.step for planned in plan if not planned.step.done])
-        if (
-            settings.port
-            and not settings.urls
-            and any(planned.step.samples and not planned.step.done for planned in plan)
-        ):
+        self.placement = placement(self.recipe, waiting)
+        if settings.port and not settings.urls and any(step.samples for step in waiting):
             for number in range(settings.replicas):  # hours before the first step that needs it
                 check_port(settings.host, settings.port + number)
-        for number, planned in enumerate(plan, 1):
-            step = planned.step
+        seen: set[str] = set()
+        while left := [step for step in self.order if step.id not in seen]:
+            step = left[0]
+            seen.add(step.id)
             if step.done:
-                self.display.already_done(number, len(plan), step)
+                self.display.already_done(*self._place(step), step)
             elif step.kind == "select":
-                self._select(number, len(plan), step)
+                self._select(step)
+                self.order = expand(self.recipe, self.ledger)
             else:
-                later = [other.step for other in plan[number - 1 :] if not other.step.done]
-                self._keep_server(later, step)
-                self._process(number, len(plan), step)
+                self._keep_server([other for other in left if not other.done], step)
+                self._train_or_sample(together(left))
 
-    def _select(self, number: int, total: int, step: Step) -> None:
+    @property
+    def steps(self) -> dict[str, Step]:
+        return {step.id: step for step in self.order}
+
+    def _place(self, step: Step) -> tuple[int, int]:
+        """(number, of how many), as shown."""
+        return [other.id for other in self.order].index(step.id) + 1, len(self.order)
+
+    def _select(self, step: Step) -> None:
         self.ledger.start_step(step, step.origins(self.steps))
         result = choice_result(step, [self.steps[name] for name in step.inputs])
         write_json(step.result_file, result)
         self.ledger.end_step(step.key, "done", summary=result["summary"])
-        self.display.ended(number, total, step, 0.0)
+        self.display.ended(*self._place(step), step, 0.0)
 
     def _keep_server(self, later: list[Step], step: Step) -> None:
         """Have the server running when the step samples; start it beside the step before the first that does."""
@@ -142,39 +140,55 @@ class Runner:
             ) as client:  # a step that samples wakes it and lets it sleep
                 put_to_sleep(client, self.recipe.server.sleep_level)
 
-    def _process(self, number: int, total: int, step: Step) -> None:
-        command = step_command(step, self.recipe, self.recipe_file)
-        step.folder.mkdir(parents=True, exist_ok=True)
-        (step.folder / "progress.json").unlink(missing_ok=True)
-        (step.folder / "error.json").unlink(missing_ok=True)
-        self.display.started(number, total, step, shown(command))
-        started = time.monotonic()
-        with step.log.open("ab") as log:
-            log.write(f"\n$ {shown(command)}\n".encode())
-            log.flush()
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(step),
-                start_new_session=True,  # Ctrl-C reaches this process, which then stops the step in good order
-                preexec_fn=partial(die_with_parent, signal.SIGKILL, os.getpid()),
-            )
-        try:
-            while process.poll() is None:
-                self.display.progress(read_json(step.folder / "progress.json"))
-                if self.server is not None:
-                    troubled = self.judges.state_text()
-                    self.display.server(self.server.state_text() + (f"; {troubled}" if troubled else ""))
-                time.sleep(0.25)
-        finally:
-            _end_group(process)
-        if not step.done:
-            self._explain(step, process.returncode)
-        self.display.ended(number, total, step, time.monotonic() - started)
+    def _train_or_sample(self, steps: list[Step]) -> None:
+        """The steps' processes: one, or runs of one stage at the same time, as many as it says.
 
-    def _environment(self, step: Step) -> dict[str, str]:
+        A run that fails leaves the others going; what failed is said when all have ended. Raises StepFailed.
+        """
+        waiting, running, failures = list(steps), dict[int, StepProcess](), list[StepFailed]()
+        slots = list(range(getattr(steps[0].stage, "at_once", 1)))
+        try:
+            while waiting or running:
+                while waiting and slots:
+                    slot = slots.pop(0)
+                    running[slot] = self._start(waiting.pop(0), slot, len(steps) > 1)
+                for slot, one in [(slot, one) for slot, one in running.items() if one.ended()]:
+                    end_groups([one])  # it may have left children
+                    failures += self._finish(one)
+                    del running[slot]
+                    slots.append(slot)
+                self._show(list(running.values()))
+                time.sleep(POLL_S)
+        finally:
+            end_groups(list(running.values()))
+        if failures:
+            raise several_failed(failures, len(steps))
+
+    def _start(self, step: Step, slot: int, among_others: bool) -> StepProcess:
+        command = step_command(step, self.recipe, self.recipe_file)
+        self.display.started(*self._place(step), step, shown(command))
+        return StepProcess(step, command, self._environment(step, slot, among_others))
+
+    def _finish(self, one: StepProcess) -> list[StepFailed]:
+        """Tell how a step's process ended; its failure, if it is one."""
+        failure = one.failure()
+        if failure is None:
+            self.display.ended(*self._place(one.step), one.step, one.seconds)
+            return []
+        known = self.ledger.step(one.step.key)
+        if known is None or known["status"] != "failed":  # it could not say so itself
+            self.ledger.end_step(one.step.key, "failed", error=failure.what.partition("its process ")[2])
+        self.display.failed(*self._place(one.step), one.step, failure.what)
+        return [failure]
+
+    def _show(self, running: list[StepProcess]) -> None:
+        self.display.progress({one.step.id: one.progress() for one in running})
+        if self.server is not None:
+            troubled = self.judges.state_text()
+            self.display.server(self.server.state_text() + (f"; {troubled}" if troubled else ""))
+
+    def _environment(self, step: Step, slot: int = 0, among_others: bool = False) -> dict[str, str]:
+        """slot: which of the places for runs at the same time it has. among_others: whether others have the rest."""
         environment = dict(os.environ)
         settings = getattr(step.stage, "accelerate", None) or self.recipe.accelerate
         threads = settings.threads if step.trains else 1
@@ -188,41 +202,15 @@ class Runner:
             "DO_NOT_TRACK": "1",
             RUN_VARIABLE: f"{os.getpid()}:{start_time(os.getpid())}",
         }
-        if self.placement.training and not self.placement.colocated:
-            environment["CUDA_VISIBLE_DEVICES"] = visible(self.placement.training, os.environ)
+        devices = () if self.placement.colocated else self.placement.training
+        if self.placement.training and step.trains and step.stage.at_once > 1:  # type: ignore[union-attr]
+            devices = share(self.placement.training, slot, processes_of(settings))
+        if devices:
+            environment["CUDA_VISIBLE_DEVICES"] = visible(devices, os.environ)
         if self.server is not None:
             environment[SERVER_VARIABLE] = str(self.server.state_file)
+            environment[SHARED_VARIABLE] = "1" if among_others and step.shares else "0"
         return environment
-
-    def _explain(self, step: Step, code: int) -> None:
-        """Raise what the step said of its failure, or what can be known of it."""
-        told = read_json(step.folder / "error.json")
-        if told:  # whatever the code: accelerate's launcher has one of its own
-            raise StepFailed(
-                f"step {step.id} failed: {told['what']}", told["why"], _with_log(told["cure"], step)
-            )
-        lines = tail(step.log, 60)
-        killed = LAUNCHER_SAYS.search("\n".join(lines[-3:])) if code > 0 else None
-        number = int(killed[1]) if killed else -code
-        if killed:  # the launcher's own traceback would push the step's last words out of sight
-            lines = lines[
-                : max((i for i, line in enumerate(lines) if line.startswith("Traceback")), default=0)
-            ]
-        how = (
-            f"was killed by signal {number} ({signal.Signals(number).name})"
-            if number > 0
-            else f"ended with exit code {code}"
-        )
-        self.ledger.end_step(step.key, "failed", error=how)
-        last = "\n".join(f"      {line}" for line in lines[-12:])
-        raise StepFailed(
-            f"step {step.id} failed: its process {how}",
-            f"the last lines of its log are\n{last}",
-            _with_log(
-                "run the same command again to go on from its last save; if it was killed, memory may have run out",
-                step,
-            ),
-        )
 
     def close(self) -> None:
         self.judges.stop()
@@ -231,40 +219,19 @@ class Runner:
             self.server = None
 
 
-def _with_log(cure: str, step: Step) -> str:
-    return f"{cure}\n  log:  {step.log}".lstrip()
-
-
-def tail(file: Path, lines: int) -> list[str]:
-    """The last lines of a text file, read from its end."""
-    try:
-        with file.open("rb") as handle:
-            handle.seek(max(0, file.stat().st_size - 16_384))
-            return handle.read().decode(errors="replace").splitlines()[-lines:]
-    except OSError:
-        return []
-
-
-def _end_group(process: subprocess.Popen[Any]) -> None:
-    """End the step's whole process group: asked first, then made to."""
-    for number, wait in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, 5.0)):
-        if process.poll() is not None and not _group_alive(process.pid):
-            return
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        deadline = time.monotonic() + wait
-        while time.monotonic() < deadline and (process.poll() is None or _group_alive(process.pid)):
-            time.sleep(0.05)
-
-
-def _group_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
+def together(left: list[Step]) -> list[Step]:
+    """The first step, and those after it that train at the same time: runs of its stage that need nothing not done."""
+    first = left[0]
+    runs = [first]
+    if not first.trains or first.stage.at_once == 1:  # type: ignore[union-attr]
+        return runs
+    for step in left[1:]:
+        if step.kind != first.kind or step.stage.name != first.stage.name:
+            break
+        begun = {run.id for run in runs}
+        if not step.done and step.waits_for is None and not begun & set(step.inputs):
+            runs.append(step)
+    return runs
 
 
 class _stop_signals:

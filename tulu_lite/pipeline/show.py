@@ -29,10 +29,10 @@ class Display:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self.live: Live | None = None
-        self.head = ""
-        self.began = self.printed = time.monotonic()
+        self.running: dict[str, tuple[str, float]] = {}  # by step id: its head, and when it began
+        self.printed = time.monotonic()
         self.server_text = ""
-        self.noted: set[str] = set()  # spikes and warnings of the current step that were shown
+        self.noted: set[tuple[str, str]] = set()  # (step, spike or warning) that was shown
 
     def plan(self, recipe: Recipe, plan: list[PlannedStep]) -> None:
         self.console.print(plan_table(recipe, plan))
@@ -41,15 +41,14 @@ class Display:
         self.console.print(f"[dim]\\[{number}/{total}] {step.id}: done before[/dim]")
 
     def started(self, number: int, total: int, step: Step, command: str) -> None:
-        self.head = f"[{number}/{total}] {step.id}"
-        self.began = self.printed = time.monotonic()
-        self.noted = set()
-        self.console.print(
-            f"[bold]{escape(self.head)}[/bold]  [dim]$ {escape(command)}[/dim]", soft_wrap=True
-        )
-        if self.console.is_terminal:
+        head = f"[{number}/{total}] {step.id}"
+        if not self.running:
+            self.printed = time.monotonic()
+        self.running[step.id] = (head, time.monotonic())
+        self.console.print(f"[bold]{escape(head)}[/bold]  [dim]$ {escape(command)}[/dim]", soft_wrap=True)
+        if self.console.is_terminal and self.live is None:
             self.live = Live(
-                Text(f"{self.head} starting"), console=self.console, refresh_per_second=4, transient=True
+                Text(f"{head} starting"), console=self.console, refresh_per_second=4, transient=True
             )
             self.live.start()
 
@@ -59,25 +58,39 @@ class Display:
     def server(self, text: str) -> None:
         self.server_text = text
 
-    def progress(self, state: dict[str, Any] | None) -> None:
-        now = time.monotonic()
-        seconds = int(now - self.began)
-        text = progress_text(state) if state else "starting"
-        for note in (state or {}).get("notes", ()):  # spikes and warnings, each once
-            if note not in self.noted:
-                self.noted.add(note)
-                self.console.print(f"[yellow]{escape(f'{self.head}  {note}')}[/yellow]", soft_wrap=True)
-        line = f"{self.head}  {text}  ({seconds // 60}:{seconds % 60:02d} so far)"
-        if self.server_text and self.server_text != "ready":
-            line += f"  server: {self.server_text}"
+    def progress(self, states: dict[str, dict[str, Any] | None]) -> None:
+        """How far each running step is, by id: a live line for each, or on no terminal plain lines now and then."""
+        lines = [self._line(id, state) for id, state in states.items() if id in self.running]
+        if lines and self.server_text and self.server_text != "ready":
+            lines[-1] += f"  server: {self.server_text}"
         if self.live is not None:
-            self.live.update(Text(line))
-        elif now - self.printed >= PLAIN_EVERY_S:
-            self.printed = now
-            self.console.print(escape(line), soft_wrap=True)
+            self.live.update(Text("\n".join(lines)))
+        elif lines and time.monotonic() - self.printed >= PLAIN_EVERY_S:
+            self.printed = time.monotonic()
+            self.console.print(escape("\n".join(lines)), soft_wrap=True)
+
+    def _line(self, id: str, state: dict[str, Any] | None) -> str:
+        """[4/9] rlvr/seed-2  12/40 steps, 1.3 steps/s, 0:21 left, reward 0.5  (0:40 so far)"""
+        head, began = self.running[id]
+        for note in (state or {}).get("notes", ()):  # spikes and warnings, each once
+            if (id, note) not in self.noted:
+                self.noted.add((id, note))
+                self.console.print(f"[yellow]{escape(f'{head}  {note}')}[/yellow]", soft_wrap=True)
+        seconds = int(time.monotonic() - began)
+        text = progress_text(state) if state else "starting"
+        return f"{head}  {text}  ({seconds // 60}:{seconds % 60:02d} so far)"
+
+    def failed(self, number: int, total: int, step: Step, what: str) -> None:
+        self._gone(step)
+        self.console.print(f"[red]\\[{number}/{total}] {escape(what)}[/red]", soft_wrap=True)
+
+    def _gone(self, step: Step) -> None:
+        self.running.pop(step.id, None)
+        if not self.running:
+            self.close()
 
     def ended(self, number: int, total: int, step: Step, seconds: float) -> None:
-        self.close()
+        self._gone(step)
         result = step.result or {"summary": {}}
         self.console.print(
             f"[green]\\[{number}/{total}] {step.id}: done[/green] in {seconds:.0f} s  {escape(headline(step, result['summary']))}",

@@ -139,6 +139,21 @@ def _colocated(
     return Placement(everything, everything, colocated=True)
 
 
+def share(training: Sequence[int], slot: int, processes: int) -> tuple[int, ...]:
+    """The GPUs of the run that has this place (from 0) among those that train at the same time."""
+    return tuple(training[slot * processes : (slot + 1) * processes])
+
+
+def check_shares(training: Sequence[int], stage: str, runs: int, processes: int) -> None:
+    """Raise TuluLiteError when there are not enough GPUs for so many runs of a stage at once."""
+    if runs * processes > len(training):
+        raise TuluLiteError(
+            f"stage {stage}: {runs} runs at once of {processes} training process{'es' if processes > 1 else ''} each need "
+            f"{runs * processes} GPUs, and there are {len(training)} for training",
+            cure=f"set at_once to {max(1, len(training) // processes)}, or fewer accelerate.num_processes",
+        )
+
+
 def visible(devices: Sequence[int], environment: Mapping[str, str]) -> str:
     """CUDA_VISIBLE_DEVICES of a process that is to see only these of the GPUs visible here."""
     here = [part.strip() for part in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
