@@ -19,9 +19,9 @@ class WarningSettings(Settings):
     spike_window: int = Field(100, ge=8)
     """Steps before a step by whose median its loss and gradient norm are judged; nothing is judged before a fifth of
     them (at least 8) is there."""
-    spike_mads: Most = 8.0
+    spike_mads: Most = 6.0
     """A spike is further above the median than this many robust standard deviations: 1.4826 times the median absolute
-    deviation, and at least a hundredth of the median."""
+    deviation, and at least a twentieth of the median. The gradient norm is judged by its logarithm."""
     grad_norm_growth: Most = 4.0
     """The median gradient norm of the latest quarter of the window may be this many times the whole window's."""
     trend_steps: int = Field(10, ge=2)

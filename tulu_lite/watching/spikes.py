@@ -13,7 +13,10 @@ from ..recipe.watching import WarningSettings
 from .series import is_number, robust_sigma
 
 JUDGED = ("loss", "grad_norm")
-FLOOR = 0.01  # of the median: the least standard deviation that a value is measured in
+BY_RATIO = (
+    "grad_norm",
+)  # judged by logarithms: what moves it multiplies it. It is never negative, and 0 says nothing
+FLOOR = 0.05  # of the median: the least standard deviation that a value is measured in
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,15 @@ class Spike:
         )
 
 
-def deviation(before: Sequence[float], value: float) -> float:
-    """(value - median) / max(1.4826 MAD, 0.01 |median|) of the values before; inf where the value is not finite, and
-    where it is above values that were all 0."""
-    middle = median(before)
+def deviation(before: Sequence[float], value: float, by_ratio: bool = False) -> float:
+    """(value - median) / max(1.4826 MAD, 0.05 |median|) of the values before; by_ratio: the same of their logarithms,
+    whose floor is 0.05. inf where the value is not finite, and where it is above values that were all 0."""
     if not math.isfinite(value):
         return math.inf
-    sigma = max(robust_sigma(before), FLOOR * abs(middle))
+    if by_ratio:
+        before, value = [math.log(one) for one in before], math.log(value)
+    middle = median(before)
+    sigma = max(robust_sigma(before), FLOOR * (1.0 if by_ratio else abs(middle)))
     if sigma == 0:
         return math.inf if value > middle else 0.0
     return (value - middle) / sigma
@@ -84,7 +89,7 @@ class SpikeWatch:
             if spike is not None:
                 spikes.append(spike)
                 figures[f"{metric}_spike"] = round(min(spike.deviation, 1e9), 2)
-            if math.isfinite(value):
+            if math.isfinite(value) and (value > 0 or metric not in BY_RATIO):
                 before.append(float(value))
         grown = growth(self.before["grad_norm"], self.settings.spike_window)
         if grown is not None and "grad_norm" in values:
@@ -97,7 +102,8 @@ class SpikeWatch:
             return None
         if not math.isfinite(value):
             return Spike(step, metric, value, median(before) if before else math.nan, math.inf)
-        if len(before) < least_before(self.settings.spike_window):
+        by_ratio = metric in BY_RATIO
+        if len(before) < least_before(self.settings.spike_window) or (by_ratio and value <= 0):
             return None
-        far = deviation(before, value)
+        far = deviation(before, value, by_ratio)
         return Spike(step, metric, value, median(before), far) if far > limit else None
