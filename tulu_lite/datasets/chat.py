@@ -6,6 +6,7 @@ is what is sampled from; `check` proves it for a template, `conversation` for ea
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -308,6 +309,20 @@ class ChatTemplate:
         special |= {token.content for token in added if token.special}
         written = self._render_raw(PROBE[:2], "")[0] + self._render_raw(PROBE[:1], "", prompt=True)[0]
         return Literals(special, {token.content for token in added if token.content in written})
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the tokens of a conversation, as plain data."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        vocabulary = (
+            json.dumps(self.tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+        )
+        return {
+            "source": self.source,
+            "special": {name: str(token) for name, token in self._special.items()},
+            "end_token_ids": list(self.end_token_ids),
+            "tokenizer": hashlib.sha256(vocabulary.encode("utf-8", "surrogatepass")).hexdigest(),
+        }
 
     @cached_property
     def unknown_id(self) -> int | None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import TuluLiteError
-from ..recipe import DataSource, SftStage
+from ..recipe import DataSource, Mix
+from .cache import TokenCache
 from .chat import ChatTemplate
+from .prepared import Plan, Prepared, Rows, prepare
 from .report import DataReport
-from .responses import read_responses, response_key
-from .sources import load_rows, select
+from .responses import ResponseRow, read_responses, response_key
+from .rows import Item, Kind
+from .sources import select
+from .store import Encoded
 from .turns import conversation_turns
 
 
@@ -24,55 +29,72 @@ class Example:
     source: str
     file: str
     line: int
-
-    @property
-    def where(self) -> str:
-        return f"{self.file}:{self.line}"
+    tags: tuple[str, ...] = ()
 
 
 def load_conversations(
-    stage: SftStage,
+    stage: Any,
     template: ChatTemplate,
     *,
     seed: int,
     stage_rows: Callable[[str], Path] | None = None,
-) -> tuple[list[Example], DataReport]:
-    """The stage's rows as examples, in order, and what was dropped. seed: of the choice that `limit` makes.
+    cache: TokenCache | None = None,
+    sources: Sequence[DataSource] | None = None,
+) -> tuple[Sequence[Example], DataReport]:
+    """The stage's rows as examples, in order, and what was dropped. seed: of the choices of `limit` and of the mix.
 
     Responses of a reject stage keep their token ids as they were sampled. stage_rows: the file of an earlier stage's
-    rows.
-    Raises TuluLiteError naming the file and line of a row that is no conversation, or is too long where the
+    rows. cache: where rows lie tokenized; they are then read as they are used. sources: instead of the stage's own
+    (its validation), without its mix.
+    Raises TuluLiteError naming the file and line of a row that is no conversation, or is too long, where the
     stage says so; and when no row is left.
     """
-    report = DataReport()
-    examples = []
-    for entry in stage.data:
-        made = _sampled(entry, template, seed, stage_rows) if entry.stage else _of_text(entry, template, seed)
-        for example in made:
-            length = len(example.token_ids)
-            if length > stage.max_length:
-                reason = f"longer than {stage.max_length} tokens"
-                where = f"{example.file}:{example.line}"
-                report.drop_or_raise(reason, where, length, stage.max_length, stage.too_long)
-                continue
-            report.keep(example.source, length, sum(example.loss_mask))
-            examples.append(example)
-    report.require_rows(stage.name)
-    return examples, report
+    loss_on = getattr(stage, "loss_on", "all")
+    plan = Plan(
+        entries=stage.data if sources is None else sources,
+        kind_name="conversations",
+        kind=_kind(template, loss_on),
+        weights=(1,),
+        rules=stage,
+        template=template,
+        seed=seed,
+        settings={"loss_on": loss_on},
+        max_length=stage.max_length,
+        too_long=stage.too_long,
+        stage_rows=stage_rows,
+        sampled=lambda entry: _sampled(entry, seed, stage_rows),
+    )
+    prepared = prepare(plan, stage.mix if sources is None else Mix(), cache)
+    prepared.report.require_rows(stage.name)
+    return Rows(prepared, _example), prepared.report
 
 
-def _of_text(entry: DataSource, template: ChatTemplate, seed: int) -> list[Example]:
-    rows = load_rows([entry], seed=seed)
-    encoded = template.conversations([conversation_turns(row) for row in rows], [row.where for row in rows])
-    return [
-        Example(tuple(token_ids), tuple(mask), row.source, row.file, row.line)
-        for row, (token_ids, mask) in zip(rows, encoded, strict=True)
-    ]
+def _kind(template: ChatTemplate, loss_on: str) -> Kind:
+    def encode(items: Sequence[Item]) -> list[Encoded]:
+        made = template.conversations(
+            [item.turns for item in items],
+            [item.where for item in items],
+            last_only=loss_on == "last",
+        )
+        return [Encoded((ids,), mask) for ids, mask in made]
+
+    return Kind(
+        turns=conversation_turns,
+        messages=lambda turns: turns,
+        encode=encode,
+        length=lambda encoded: len(encoded.parts[0]),
+    )
 
 
-def _sampled(
-    entry: DataSource, template: ChatTemplate, seed: int, stage_rows: Callable[[str], Path] | None
-) -> list[Example]:
+def _example(prepared: Prepared, row: int) -> Example:
+    (ids,), place = prepared.store.parts(row), prepared.store.place(row)
+    learnt = prepared.store.learnt(row)
+    return Example(
+        tuple(ids.tolist()), tuple(learnt.tolist()), place.source, prepared.files[place.file], place.line, place.tags
+    )  # fmt: skip
+
+
+def _sampled(entry: DataSource, seed: int, stage_rows: Callable[[str], Path] | None) -> Iterator[Item]:
     """The rows of a reject stage: token ids as they were sampled, and conversations that passed through it."""
     assert entry.stage is not None
     if stage_rows is None:
@@ -80,20 +102,21 @@ def _sampled(
             f"the rows of stage {entry.stage!r} are not there yet", cure="run that stage first"
         )
     path = stage_rows(entry.stage)
-    numbered = select(
-        list(enumerate(read_responses(path), start=1)), entry, seed, lambda item: response_key(item[1])
-    )
-    texts = [(line, row) for line, row in numbered if row.messages]
-    encoded = template.conversations(
-        [[dict(turn) for turn in row.messages] for _, row in texts], [f"{path}:{line}" for line, _ in texts]
-    )
-    of_text = iter(encoded)
-    examples = []
-    for line, row in numbered:
-        if row.messages:
-            ids, learnt = next(of_text)
-        else:
-            ids = [*row.prompt_ids, *row.response_ids]
-            learnt = [False] * len(row.prompt_ids) + [True] * len(row.response_ids)
-        examples.append(Example(tuple(ids), tuple(learnt), entry.source or row.source, str(path), line))
-    return examples
+    once = entry.model_copy(update={"repeat": 1})  # an epoch's repeats are the mix's
+    for line, row in select(
+        list(enumerate(read_responses(path), start=1)), once, seed, lambda item: response_key(item[1])
+    ):
+        yield _item(row, entry, str(path), line)
+
+
+def _item(row: ResponseRow, entry: DataSource, path: str, line: int) -> Item:
+    item = Item(entry.source or row.source, path, line)
+    if row.messages:
+        item.turns = [dict(turn) for turn in row.messages]
+        item.users = [turn["content"] for turn in item.turns if turn["role"] == "user"]
+        item.text = "\n".join(turn["content"] for turn in item.turns)
+    else:
+        learnt = [False] * len(row.prompt_ids) + [True] * len(row.response_ids)
+        item.encoded = Encoded(((*row.prompt_ids, *row.response_ids),), learnt)
+        item.users, item.text = [row.prompt], f"{row.prompt}\n{row.response}"
+    return item

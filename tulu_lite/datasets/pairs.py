@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import TuluLiteError
 from ..files import atomic_file
-from ..recipe import DataSource, PairStage
+from ..recipe import DataSource, Mix
 from ..records import PreferencePair, Prompt
+from .bad import BadRow
+from .cache import TokenCache
 from .chat import ChatTemplate
+from .prepared import Plan, Prepared, Rows, prepare
 from .report import DataReport
 from .responses import parse_rollout, rollout_json, whole_numbers
-from .sources import Row, load_rows, read_jsonl, select
-from .turns import prompt_of_text, response_of_text
+from .rows import Item, Kind
+from .sources import read_jsonl, select
+from .store import Encoded
+from .turns import pair_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,9 @@ class PairExample:
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
     source: str
+    file: str = ""
+    line: int = 0
+    tags: tuple[str, ...] = ()
     where: str = ""  # file:line
 
 
@@ -52,88 +60,114 @@ def read_pairs(path: Path) -> list[PreferencePair]:
 
 
 def load_pairs(
-    stage: PairStage, template: ChatTemplate, *, seed: int, stage_rows: Callable[[str], Path] | None
-) -> tuple[list[PairExample], DataReport]:
-    """The stage's pairs in order, and what was dropped.
+    stage: Any,
+    template: ChatTemplate,
+    *,
+    seed: int,
+    stage_rows: Callable[[str], Path] | None,
+    cache: TokenCache | None = None,
+    sources: Sequence[DataSource] | None = None,
+) -> tuple[Sequence[PairExample], DataReport]:
+    """The stage's pairs in order, and what was dropped. stage: one with `data`, `max_length` and `too_long`.
 
     Pairs of a preferences stage keep their token ids as they were sampled; rows of text go through the chat
-    template. seed: of the choice that `limit` makes. stage_rows: the file of an earlier stage's pairs.
-    Raises TuluLiteError for a row that is no pair, or too long where the stage says so; and if none is left.
+    template. seed: of the choices of `limit` and of the mix. stage_rows: the file of an earlier stage's pairs. cache:
+    where pairs lie tokenized; they are then read as they are used. sources: instead of the stage's own (its
+    validation), without its mix.
+    Raises TuluLiteError for a row that is no pair, or too long, where the stage says so; and if none is left.
     """
-    report = DataReport()
-    kept: list[PairExample] = []
-    for entry in stage.data:
-        located = _sampled(entry, seed, stage_rows) if entry.stage else _of_text(entry, template, seed)
-        for where, pair in located:
-            length = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
-            if pair.chosen_ids == pair.rejected_ids:
-                report.dropped["chosen and rejected are the same"] += 1
-            elif length > stage.max_length:
-                reason = f"longer than {stage.max_length} tokens"
-                report.drop_or_raise(reason, where, length, stage.max_length, stage.too_long)
-            else:
-                learnt = len(pair.chosen_ids) + len(pair.rejected_ids)
-                report.keep(pair.source, 2 * len(pair.prompt_ids) + learnt, learnt)
-                kept.append(replace(pair, where=where))
-    report.require_rows(stage.name)
-    return kept, report
+    plan = Plan(
+        entries=stage.data if sources is None else sources,
+        kind_name="pairs",
+        kind=_kind(template),
+        weights=(2, 1, 1),  # the prompt stands before both responses
+        rules=stage,
+        template=template,
+        seed=seed,
+        settings={},
+        max_length=stage.max_length,
+        too_long=stage.too_long,
+        stage_rows=stage_rows,
+        sampled=lambda entry: _sampled(entry, seed, stage_rows),
+    )
+    prepared = prepare(plan, stage.mix if sources is None else Mix(), cache)
+    prepared.report.require_rows(stage.name)
+    return Rows(prepared, _example), prepared.report
 
 
-def _sampled(
-    entry: DataSource, seed: int, stage_rows: Callable[[str], Path] | None
-) -> list[tuple[str, PairExample]]:
+def _kind(template: ChatTemplate) -> Kind:
+    def encode(items: Sequence[Item]) -> list[Encoded]:
+        places = [item.where for item in items]
+        sides = [
+            template.conversations(
+                [[*item.turns[0], item.turns[side]] for item in items], places, last_only=True
+            )
+            for side in (1, 2)
+        ]
+        return [
+            _join(item.where, _split(*chosen), _split(*rejected))
+            for item, chosen, rejected in zip(items, *sides, strict=True)
+        ]
+
+    return Kind(
+        turns=pair_turns,
+        messages=lambda turns: [*turns[0], turns[1], turns[2]],
+        encode=encode,
+        length=lambda encoded: len(encoded.parts[0]) + max(len(encoded.parts[1]), len(encoded.parts[2])),
+        refuse=lambda encoded: (
+            "chosen and rejected are the same" if tuple(encoded.parts[1]) == tuple(encoded.parts[2]) else None
+        ),
+    )
+
+
+def _example(prepared: Prepared, row: int) -> PairExample:
+    prompt, chosen, rejected = (tuple(part.tolist()) for part in prepared.store.parts(row))
+    place = prepared.store.place(row)
+    return PairExample(
+        prompt, chosen, rejected, place.source, prepared.files[place.file], place.line, place.tags
+    )
+
+
+def _sampled(entry: DataSource, seed: int, stage_rows: Callable[[str], Path] | None) -> Iterator[Item]:
     assert entry.stage is not None
     if stage_rows is None:
         raise TuluLiteError(
             f"the pairs of stage {entry.stage!r} are not there yet", cure="run that stage first"
         )
     path = stage_rows(entry.stage)
-    pairs = select(list(enumerate(read_pairs(path), start=1)), entry, seed, lambda item: item[1].prompt.user)
-    return [
-        (
-            f"{path}:{line}",
-            PairExample(
-                pair.prompt.token_ids,
-                pair.chosen.token_ids,
-                pair.rejected.token_ids,
-                entry.source or pair.prompt.source,
-            ),
+    once = entry.model_copy(update={"repeat": 1})  # an epoch's repeats are the mix's
+    numbered = list(enumerate(read_pairs(path), start=1))
+    for line, pair in select(numbered, once, seed, lambda item: item[1].prompt.user):
+        yield Item(
+            entry.source or pair.prompt.source,
+            str(path),
+            line,
+            users=[pair.prompt.user],
+            text="\n".join([pair.prompt.user, pair.chosen.text, pair.rejected.text]),
+            encoded=_encoded(pair.prompt.token_ids, pair.chosen.token_ids, pair.rejected.token_ids),
         )
-        for line, pair in pairs
-    ]
 
 
-def _of_text(entry: DataSource, template: ChatTemplate, seed: int) -> list[tuple[str, PairExample]]:
-    rows = load_rows([entry], seed=seed)
-    places = [row.where for row in rows]
-    prompts = [prompt_of_text(row) for row in rows]
-    sides = []
-    for field in ("chosen", "rejected"):
-        turns = [[*prompt, response_of_text(row, field)] for prompt, row in zip(prompts, rows, strict=True)]
-        sides.append([_split(*encoded) for encoded in template.conversations(turns, places)])
-    return [
-        (row.where, _join(row, chosen, rejected)) for row, chosen, rejected in zip(rows, *sides, strict=True)
-    ]
+def _encoded(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> Encoded:
+    learnt = [False] * len(prompt) + [True] * (len(chosen) + len(rejected))
+    return Encoded((prompt, chosen, rejected), learnt)
 
 
-def _split(token_ids: list[int], mask: list[bool]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _split(token_ids: list[int], mask: list[bool]) -> tuple[list[int], list[int]]:
     """Prompt and response; what a template writes after the end token belongs to neither."""
     first = mask.index(True)
-    return tuple(token_ids[:first]), tuple(
-        i for i, learnt in zip(token_ids[first:], mask[first:], strict=True) if learnt
-    )
+    return token_ids[:first], [i for i, on in zip(token_ids[first:], mask[first:], strict=True) if on]
 
 
-def _join(
-    row: Row, chosen: tuple[tuple[int, ...], ...], rejected: tuple[tuple[int, ...], ...]
-) -> PairExample:
+def _join(where: str, chosen: tuple[list[int], list[int]], rejected: tuple[list[int], list[int]]) -> Encoded:
     if chosen[0] != rejected[0]:
-        raise TuluLiteError(
-            f"{row.where}: the prompt has other tokens before the chosen than before the rejected response",
+        raise BadRow(
+            "the prompt has other tokens before each response",
+            f"{where}: the prompt has other tokens before the chosen than before the rejected response",
             why="the template or the tokenizer changes the prompt by what follows it",
             cure="remove white space at the start of both responses, or use `chat_template: tulu`",
         )
-    return PairExample(chosen[0], chosen[1], rejected[1], row.source)
+    return _encoded(chosen[0], chosen[1], rejected[1])
 
 
 def _pair_json(pair: PreferencePair) -> dict[str, Any]:

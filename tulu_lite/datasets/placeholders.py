@@ -43,6 +43,11 @@ def _parse(template: str) -> tuple[tuple[str, str | None], ...]:
     return tuple(part for part in parts if part != ("", None))
 
 
+def columns(template: str) -> tuple[str, ...]:
+    """The columns that the template names, in order. Raises TuluLiteError for a lone brace."""
+    return tuple(name for _, name in _parse(template) if name is not None)
+
+
 def look_up(row: Mapping[str, Any], path: str, default: Any) -> Any:
     """The column of this very name, or else what the dotted path leads to; default when there is neither."""
     if path in row:

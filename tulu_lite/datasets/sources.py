@@ -164,7 +164,8 @@ def _as_rows(
             bad(error, file, line)
             continue
         own = data.get("source")
-        yield Row(data, entry.source or (own if isinstance(own, str) and own else name), file, line, entry)
+        said = render(entry.source, data, f"{file}:{line}") if entry.source else ""
+        yield Row(data, said or (own if isinstance(own, str) and own else name), file, line, entry)
     if not line:
         raise TuluLiteError(
             f"{file} has no rows", cure="check that it was written whole, or remove it from the recipe"

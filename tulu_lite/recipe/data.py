@@ -23,9 +23,9 @@ Words = Annotated[
 class RowFilters(Settings):
     """Which rows are used, by their length and language."""
 
-    min_tokens: int = Field(0, ge=0)
+    min_tokens: int = Field(default=0, ge=0)
     """Rows of fewer tokens, as the chat template renders them, are dropped."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     """Rows of more tokens are dropped. (A training stage's `max_length` is a limit besides.)"""
     languages: Words = ()
     """Languages to keep, as codes: en, de, zh (both scripts). A row's turns count as one text, and one without letters
@@ -92,8 +92,8 @@ class DataSource(Settings):
     """Prompts: the verifier of every row (a name from the recipe's `verifiers`, or a registered one, or
     path/to/file.py:name). By default each row's own `verifier` column."""
     source: str | None = None
-    """The name under which metrics of these rows are shown. By default each row's own `source` column,
-    or else the file's name."""
+    """The name under which metrics of these rows are shown, and by which `{choose: ..., by: source}` goes; {column}
+    placeholders take it from the row: "{dataset}". By default each row's own `source` column, or else the file's name."""
     tags: Words = Later(())
     """Columns whose values stay with each row, and by which its tokens are counted in the report."""
 
@@ -214,7 +214,7 @@ class Filters(RowFilters):
     duplicates: Literal["keep", "exact", "near"] = "keep"
     """exact: of rows whose words are the same (case, punctuation and spaces apart) the first is kept. near: also of rows
     whose sets of word 5-grams have at least `near_similarity` in common."""
-    near_similarity: Number = Field(0.8, gt=0.2, le=1)
+    near_similarity: Number = Field(default=0.8, gt=0.2, le=1)
     """The Jaccard similarity of near duplicates, as 128 MinHash values estimate it (Broder 1997)."""
     decontaminate: Decontamination | None = None
     """Evaluation sets that rows must not overlap."""
@@ -223,7 +223,7 @@ class Filters(RowFilters):
 class Mix(Settings):
     """How the sources make up an epoch. Each source says its part by `count`, `fraction`, `weight` or `repeat`."""
 
-    total: int | None = Field(None, ge=1)
+    total: int | None = Field(default=None, ge=1)
     """Rows of an epoch. By default as many as fractions and weights allow without repeating past `max_repeat`."""
     short: Literal["stop", "less", "fill"] = "stop"
     """A source that cannot give its part: an error, an epoch of fewer rows, or the weighted others give the more."""

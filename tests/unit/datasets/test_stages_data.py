@@ -147,7 +147,7 @@ def test_long_conversations(write: Write, template: ChatTemplate) -> None:
     fits = len("[user]q[assistant]") + 2 + 50
     examples, report = load_conversations(sft(path, max_length=fits), template, seed=0)
     assert [e.line for e in examples] == [1, 2]
-    assert report.notes() == [f"1 of 3 rows dropped: longer than {fits} tokens"]
+    assert report.notes() == [f"1 of 3 rows dropped: longer than {fits} tokens ({path}:3)"]
     with pytest.raises(
         TuluLiteError, match=rf"c\.jsonl:3: {fits + 1} tokens are more than max_length {fits}"
     ):
@@ -244,8 +244,8 @@ def test_sampled_pairs_are_never_tokenized_again(tmp_path: Path, template: ChatT
     )  # fmt: skip
     assert (report.kept, report.tokens, report.loss_tokens) == (1, 10, 4)
     assert report.notes() == [
-        "1 of 3 rows dropped: chosen and rejected are the same",
-        "1 of 3 rows dropped: longer than 8 tokens",
+        f"1 of 3 rows dropped: chosen and rejected are the same ({path}:2)",
+        f"1 of 3 rows dropped: longer than 8 tokens ({path}:3)",
     ]
     with pytest.raises(TuluLiteError, match=r"pairs\.jsonl:3: 12 tokens"):
         load_pairs(
