@@ -1,4 +1,4 @@
-"""The command line: tulu-lite run | plan | report | runs | schema | serve | doctor."""
+"""The command line: tulu-lite run | plan | report | extend | runs | schema | serve | replay | doctor."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from .commands import extend as extend_command
+from .commands import replay as replay_command
 from .errors import TuluLiteError
 from .files import write_atomic
 
@@ -33,39 +36,41 @@ Overrides = Annotated[
 ]
 
 
-@app.command()
-def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Run a recipe; what is done already is not done again."""
-    from .pipeline.runner import Interrupted
-    from .pipeline.runner import run as run_recipe
-    from .pipeline.show import Display
+Rehearse = Annotated[
+    bool,
+    typer.Option(
+        "--rehearse",
+        help="The same recipe in minutes on a CPU: tiny models, few rows, few steps; to <output>-rehearsal.",
+    ),
+]
+
+
+def _loaded(recipe: Path, overrides: list[str] | None, rehearsed: bool):  # type: ignore[no-untyped-def]
     from .recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    display = Display(console)
-    started = time.monotonic()
-    try:
-        steps = run_recipe(loaded, display)
-    except Interrupted:
-        console.print(
-            "[yellow]Interrupted.[/yellow] What was saved is kept; run the same command again to go on."
-        )
-        raise typer.Exit(130) from None
-    finally:
-        display.close()
-    _show_report(loaded, steps)
-    seconds = int(time.monotonic() - started)
-    console.print(f"Done in {seconds // 60}:{seconds % 60:02d} min.")
+    if not rehearsed:
+        return loaded
+    from .rehearsal import rehearse
+
+    return rehearse(loaded, lambda line: console.print(f"[dim]{escape(line)}[/dim]", soft_wrap=True))
 
 
 @app.command()
-def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def run(recipe: RecipeFile, overrides: Overrides = None, rehearse: Rehearse = False) -> None:
+    """Run a recipe; what is done already is not done again."""
+    from .commands.running import run_and_show
+
+    run_and_show(_loaded(recipe, overrides, rehearse), console)
+
+
+@app.command()
+def plan(recipe: RecipeFile, overrides: Overrides = None, rehearse: Rehearse = False) -> None:
     """Show each step with its size, what is done, and what would run and why. Spends nothing."""
     from .pipeline.plan import make_plan
     from .pipeline.show import plan_notes, plan_table
-    from .recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = _loaded(recipe, overrides, rehearse)
     planned = make_plan(loaded)
     console.print(plan_table(loaded, planned))
     for note in plan_notes(planned):
@@ -79,40 +84,14 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Show the results so far: the table with intervals, the learning curves, where everything lies."""
-    from .pipeline.ledger import Ledger
+    """Show the results so far: tables with intervals, runs compared, the learning curves, where everything lies."""
+    from .commands.running import show_report
     from .pipeline.expand import expand
+    from .pipeline.ledger import Ledger
     from .recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    _show_report(loaded, expand(loaded, Ledger(Path(loaded.output))))
-
-
-def _show_report(recipe, steps) -> None:  # type: ignore[no-untyped-def]
-    from .pipeline.report import report_tables, write_report
-    from .watching.report import watched_table
-
-    rows, files = write_report(recipe, steps)
-    console.print()
-    if rows:
-        for table in report_tables(recipe, rows):
-            console.print(table)
-    if (seen := watched_table(steps)) is not None:
-        console.print(seen)
-    models = Table(
-        title="Where everything lies", title_justify="left", show_header=False, pad_edge=False, box=None
-    )
-    models.add_column(no_wrap=True)
-    models.add_column(overflow="fold")
-    for what, path in files.items():
-        models.add_row(what, str(path))
-    for step in steps:
-        result = step.result
-        if result is not None and "model" in result:
-            models.add_row(f"model of {step.id}", str((step.folder / result["model"]).resolve()))
-    models.add_row("ledger", str(Path(recipe.output) / "ledger.sqlite"))
-    models.add_row("recipe as it ran", str(Path(recipe.output) / "recipe.yaml"))
-    console.print(models)
+    show_report(loaded, expand(loaded, Ledger(Path(loaded.output))), console)
 
 
 @app.command()
@@ -201,6 +180,9 @@ def serve(
         place(loaded.server, this_machine(), trains=False)  # or say what this machine lacks
     by_hand.serve(local_model(loaded), serving(loaded), Path(loaded.output) / "server", recipe=loaded)
 
+
+app.command("extend")(extend_command.extend)
+app.command("replay")(replay_command.replay)
 
 doctor = typer.Typer(help="What is wrong, and what it probably comes from.", invoke_without_command=True)
 app.add_typer(doctor, name="doctor")

@@ -122,7 +122,7 @@ def test_the_quickstart_is_planned_whole_with_sizes(tulu: Tulu, tmp_path: Path) 
     for seed in (1, 2, 3):
         assert f"rlvr/seed-{seed}" in out
         assert f"test/rlvr/seed-{seed}" in out
-    for step in ("sft", "preferences", "dpo", "test/base", "test/sft", "test/dpo", "choose the seed"):
+    for step in ("sft", "preferences", "dpo", "test/base", "test/sft", "test/dpo", "choose the run"):
         assert step in out
     assert "18 steps" in out
     assert "0 of 13 steps are done" in out.replace("\n", " ")

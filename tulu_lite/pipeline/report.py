@@ -10,10 +10,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from ..files import atomic_file, write_atomic
-from ..recipe import BASE, Recipe, RlvrStage
+from ..files import atomic_file, write_atomic, write_json
+from ..recipe import BASE, AnyStage, Recipe
 from ..statistics import Estimate, difference, seeds_mean
 from ..watching.report import watched_markdown, write_curves
+from .comparison import compared, comparison_json, comparison_markdown, plot_comparison
 from .protocol import read_metrics
 from .steps import Step
 
@@ -46,12 +47,27 @@ def report_rows(recipe: Recipe, steps: list[Step]) -> list[Row]:
         for model, step in done.items():
             rows.append(_row(evaluation, model, step, known, marks))
         for stage in recipe.stages:
-            if isinstance(stage, RlvrStage) and len(stage.seeds) > 1:
-                ids = [f"{stage.name}/seed-{seed}" for seed in stage.seeds]
+            for setting, ids in _seeds(stage, steps).items():
                 if all(id in done for id in ids):
-                    rows.append(_mean_row(evaluation, stage, ids, done, marks))
+                    name = f"{stage.name}/{setting}" if setting else stage.name
+                    rows.append(_mean_row(evaluation, name, ids, known, marks))
     order = {id: number for number, id in enumerate([BASE, *known])}
-    return sorted(rows, key=lambda row: (row.evaluation, order.get(row.model.removesuffix(" (mean)"), 0)))
+    return sorted(rows, key=lambda row: (row.evaluation, _order(row.model, order)))
+
+
+def _order(model: str, order: dict[str, int]) -> int:
+    """A mean comes after the last of what it is of."""
+    name = model.removesuffix(" (mean)")
+    return max((number for id, number in order.items() if id == name or id.startswith(f"{name}/")), default=0)
+
+
+def _seeds(stage: AnyStage, steps: list[Step]) -> dict[str, list[str]]:
+    """The runs of each setting of a stage that has several seeds, those that went on longer apart."""
+    by_setting: dict[str, list[str]] = {}
+    for step in steps:
+        if step.stage.name == stage.name and step.trains and step.extends is None:
+            by_setting.setdefault(step.setting, []).append(step.id)
+    return {setting: ids for setting, ids in by_setting.items() if len(ids) > 1}
 
 
 def _marks(step: Step) -> dict[str, float]:
@@ -86,24 +102,23 @@ def _row(
 
 def _mean_row(
     evaluation: str,
-    stage: RlvrStage,
+    name: str,
     ids: list[str],
-    done: dict[str, Step],
+    known: dict[str, Step],
     marks: dict[str, dict[str, float]],
 ) -> Row:
     each = [marks[id] for id in ids]
     prompts = sorted(set.intersection(*(set(one) for one in each)))
     accuracy = seeds_mean([[one[prompt] for prompt in prompts] for one in each])
-    gain = _paired(each, [marks[stage.init]]) if stage.init in marks else None
-    summaries = [done[id].summary for id in ids]
+    before = _before(ids[0], known, marks)
+    gain = _paired(each, [marks[before]]) if before else None
+    summaries = [known[f"{evaluation}/{id}"].summary for id in ids]
     sources = summaries[0]["by_source"]
     by_source = {
         source: sum(s["by_source"][source]["accuracy"]["value"] for s in summaries) / len(ids)
         for source in sources
     }
-    return Row(
-        evaluation, f"{stage.name} (mean)", False, accuracy, gain, stage.init if gain else "", by_source, {}
-    )
+    return Row(evaluation, f"{name} (mean)", False, accuracy, gain, before or "", by_source, {})
 
 
 def _before(model: str, known: dict[str, Step], marks: dict[str, dict[str, float]]) -> str | None:
@@ -126,11 +141,11 @@ def _paired(after: list[dict[str, float]], before: list[dict[str, float]]) -> Es
 
 
 def report_tables(recipe: Recipe, rows: list[Row]) -> list[Table]:
-    """For the terminal: accuracy with intervals, and by source. `*` marks the seed that goes on."""
+    """For the terminal: accuracy with intervals, and by source. `*` marks the run that goes on."""
     several = len({row.evaluation for row in rows}) > 1
     others = list(dict.fromkeys(name for row in rows for name in row.others))
     sources = list(dict.fromkeys(source for row in rows for source in row.by_source))
-    main = _table(f"{recipe.name}: greedy accuracy in %, with 95 % intervals (* the seed that goes on)")
+    main = _table(f"{recipe.name}: greedy accuracy in %, with 95 % intervals (* the run that goes on)")
     for name in [*(["on"] if several else []), "model", "accuracy", "gain", "over", *others]:
         main.add_column(
             name.replace("_", " "),
@@ -167,13 +182,15 @@ def gain_text(row: Row) -> str:
 
 def markdown(recipe: Recipe, rows: list[Row]) -> str:
     """The same as a Markdown file."""
+    if not rows:
+        return f"# {recipe.name}\n"
     sources = list(dict.fromkeys(source for row in rows for source in row.by_source))
     others = list(dict.fromkeys(name for row in rows for name in row.others))
     head = ["on", "model", "accuracy", "gain", "over", *(name.replace("_", " ") for name in others), *sources]
     lines = [
         f"# {recipe.name}",
         "",
-        "Greedy accuracy in % with 95 % intervals; * marks the seed that goes on.",
+        "Greedy accuracy in % with 95 % intervals; * marks the run that goes on.",
         "",
     ]
     lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
@@ -230,7 +247,11 @@ def _panels(steps: list[Step]) -> list[tuple[str, list[Line]]]:
     for stage in dict.fromkeys(step.stage.name for step in steps if step.kind == "rlvr"):
         runs = [step for step in steps if step.kind == "rlvr" and step.stage.name == stage]
         for metric, style in (("reward", "-"), ("validation_accuracy", "o-")):
-            lines = [(f"seed {run.seed}", points, style) for run in runs if (points := _points(run, metric))]
+            lines = [
+                (run.id.partition("/")[2].replace("seed-", "seed "), points, style)
+                for run in runs
+                if (points := _points(run, metric))
+            ]
             if lines:
                 panels.append((f"{stage}: {metric.replace('_', ' ')}", lines))
     for step in steps:
@@ -248,15 +269,23 @@ def _points(step: Step, metric: str) -> list[tuple[int, float]]:
 
 
 def write_report(recipe: Recipe, steps: list[Step]) -> tuple[list[Row], dict[str, Any]]:
-    """Write report.md, report.json, curves.png and curves/<stage>.png into the output folder; returns the rows and the
-    files' paths."""
+    """Write report.md, report.json, runs.json (the runs of each stage compared), their picture runs.png, curves.png and
+    curves/<stage>.png into the output folder, as far as there is something to tell; returns the rows and the files'
+    paths."""
     output = Path(recipe.output)
     rows = report_rows(recipe, steps)
     curves = write_curves(recipe.name, output, steps)
     files: dict[str, Any] = {f"curves of {stage}": file for stage, file in curves.items()}
+    runs = compared(steps)
+    if rows or runs:
+        parts = [markdown(recipe, rows), comparison_markdown(runs), watched_markdown(steps, curves, output)]
+        write_atomic(output / "report.md", "".join(parts))
+        files["table"] = output / "report.md"
+    if runs:
+        write_json(output / "runs.json", comparison_json(runs))
+        if plot_comparison(recipe.name, runs, output / "runs.png"):
+            files["runs compared"] = output / "runs.png"
     if rows:
-        text = markdown(recipe, rows) + watched_markdown(steps, curves, output)
-        write_atomic(output / "report.md", text)
         data = [
             {
                 **row.__dict__,
@@ -267,7 +296,6 @@ def write_report(recipe: Recipe, steps: list[Step]) -> tuple[list[Row], dict[str
             for row in rows
         ]
         write_atomic(output / "report.json", json.dumps(data, indent=1) + "\n")
-        files["table"] = output / "report.md"
     if plot_curves(recipe, steps, output / "curves.png"):
         files["learning curves"] = output / "curves.png"
     return rows, files

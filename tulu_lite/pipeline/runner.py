@@ -64,7 +64,7 @@ def run(recipe: Recipe, display: Display) -> list[Step]:
         finally:
             runner.close()
             ledger.end_run(run_id, status)
-    return [planned.step for planned in plan]
+    return runner.order
 
 
 class Runner:

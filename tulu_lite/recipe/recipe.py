@@ -47,7 +47,8 @@ class Recipe(Settings):
     seed: int = 0
     """Seed of every stage that names none of its own."""
     chat_template: str = "model"
-    """How conversations become text: `model` (the tokenizer's own), `tulu`, `chatml`, or a .jinja file."""
+    """How conversations become text: `model` (the tokenizer's own), `tulu`, `olmo`, `chatml`, `llama3`, `r1`,
+    `r1_zero`, or a .jinja file. It is saved with every model."""
     verifiers: dict[str, Any] = Field(default_factory=dict)
     """Verifiers of this recipe's own, by name: a registered name, path/to/file.py:function, {use: ..., args: ...} or
     a composition ({all_of: [...]}, {weighted: [...]}, {gate: [...]}, {scale: ..., by: 10}, {choose: {...}, by: source}).
@@ -93,7 +94,7 @@ class Recipe(Settings):
                     f"stages.{index}.name: there are two stages named {stage.name!r}; names must differ"
                 )
             where = f"stages.{index} ({stage.name})"
-            wanted = list(stage.models) if isinstance(stage, EvaluateStage) else [stage.init]
+            wanted = list(stage.models) if isinstance(stage, EvaluateStage) else [str(stage.init)]
             if isinstance(stage, PoolStage):
                 wanted = [name for name in stage.pool if is_stage_name(name)]
             for name in wanted:

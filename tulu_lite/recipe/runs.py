@@ -207,6 +207,14 @@ def _mark(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
+def swept_number(setting: str) -> float | None:
+    """The number in a setting of one field, learning_rate=1e-4; None for any other."""
+    try:
+        return float(setting.partition("=")[2]) if "," not in setting else None
+    except ValueError:
+        return None
+
+
 def names_of(runs: Sequence[Run]) -> str:
     """The runs' names, for a message."""
     return ", ".join(run.name for run in runs)
