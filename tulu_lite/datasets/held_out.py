@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import TuluLiteError
 from ..recipe import PairStage
+from .cache import TokenCache
 from .chat import ChatTemplate
 from .pairs import PairExample, load_pairs
 
@@ -19,6 +20,7 @@ def held_out_pairs(
     *,
     seed: int,
     stage_rows: Callable[[str], Path] | None,
+    cache: TokenCache | None = None,
 ) -> dict[str, PairExample]:
     """The pairs of the stage's `validation` by id, which follows from their tokens alone; none where it names none.
 
@@ -26,8 +28,9 @@ def held_out_pairs(
     """
     if not stage.validation:
         return {}
-    own = stage.model_copy(update={"data": stage.validation, "validation": ()})
-    pairs, _ = load_pairs(own, template, seed=seed, stage_rows=stage_rows)
+    pairs, _ = load_pairs(
+        stage, template, seed=seed, stage_rows=stage_rows, cache=cache, sources=stage.validation
+    )
     both = {pair.prompt_ids for pair in trained} & {pair.prompt_ids for pair in pairs}
     if both:
         raise TuluLiteError(

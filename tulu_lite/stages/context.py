@@ -18,16 +18,19 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..datasets.cache import TokenCache
+from ..datasets.report import DataReport
 from ..errors import TuluLiteError
 from ..files import suppress_os_errors, write_atomic, write_json
 from ..pipeline.expand import expand
+from ..pipeline.fingerprint import token_cache
 from ..pipeline.ledger import Ledger
 from ..pipeline.lock import exclusive
 from ..pipeline.models import local_model
@@ -94,6 +97,7 @@ class StepContext:
     ledger: Ledger
     is_main: bool  # rank 0: the only one that writes
     metrics: MetricsLog = field(init=False)
+    look: Callable[..., None] | None = None  # of a replay: shown each update before it is done (doctor/replay.py)
     finished: bool = False
     _started: float = field(default_factory=time.monotonic)
     _shown: float = 0.0
@@ -122,9 +126,22 @@ class StepContext:
     @property
     def init_model(self) -> str:
         """The folder of the model this step starts from or samples with."""
-        if self.step.model == BASE:
-            return str(local_model(self.recipe))
-        return model_path(self.steps, self.recipe, self.step.model)
+        return self.model_of(self.step.model)
+
+    def model_of(self, name: str) -> str:
+        """The folder of an earlier step's model, or of the recipe's own (`base`)."""
+        return str(local_model(self.recipe)) if name == BASE else model_path(self.steps, self.recipe, name)
+
+    @property
+    def token_cache(self) -> TokenCache:
+        return token_cache(self.recipe, self.ledger)
+
+    def tell_of_data(self, report: DataReport) -> None:
+        """Print what became of the rows, and keep it beside the step's output."""
+        if self.is_main:
+            report.write(self.dir)
+            for note in report.notes():
+                print(note, flush=True)
 
     @property
     def checkpoints(self) -> Path:

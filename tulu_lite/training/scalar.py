@@ -53,16 +53,14 @@ class ScalarModel(nn.Module):
         """The layers that accelerate's FSDP wraps one by one."""
         return self.base._no_split_modules
 
-    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, attention: Tensor | None = None) -> Tensor:
         """[B, T], float32 (float64 of a float64 model): the number at each token, which depends on those up to it.
 
         ids: [B, T], padded on the right: attention is causal, so no real token sees padding, and what stands at
-        padding means nothing. positions: [B, T], where they are not 0 ... T-1.
+        padding means nothing. attention: [B, T], 1 on real tokens; by default all are.
         """
         base = self.base
-        hidden = base.base_model(
-            input_ids=ids, position_ids=positions, use_cache=False
-        ).last_hidden_state  # [B, T, D]
+        hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, D]
         scalars = getattr(base, HEAD)(hidden).squeeze(-1)
         return scalars if scalars.dtype == torch.float64 else scalars.float()
 

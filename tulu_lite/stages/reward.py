@@ -1,0 +1,85 @@
+"""A reward model: a number at the end token of a response, higher for the better of two (arXiv:2203.02155, eq. 1).
+
+1. for each batch of pairs: the rewards of both responses, the Bradley-Terry loss on their difference
+2. now and then: the share of held-out pairs whose chosen response has the higher reward
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..datasets.batching import step_indices, steps_in_all
+from ..datasets.pairs import PairExample
+from ..objectives.reward import bradley_terry_losses
+from ..recipe import RewardStage
+from ..training.loop import Training
+from ..training.scalar import load_scalar_model
+from ..training.sequences import both_sides, scored_by_all, sequence_scalars
+from .context import StepContext, step_context
+from .pairing import Pairs, Validation, last_metrics, tokens_of
+
+
+def main() -> None:
+    with step_context(RewardStage) as ctx:
+        train(ctx)
+
+
+def train(ctx: StepContext) -> None:
+    stage: RewardStage = ctx.stage
+    pairs = Pairs.of(ctx)
+    steps = steps_in_all(len(pairs.trained), stage.batch_size, stage.epochs)
+    training = Training(ctx, updates=steps, load=partial(load_scalar_model, fresh_head="normal"))
+    rewards = partial(sequence_scalars, training.model, device=training.device, pad_id=pairs.template.pad_id)
+
+    def margins() -> tuple[Tensor, float]:
+        sequences = both_sides(list(pairs.held_out.values()))
+        rewards_N2 = scored_by_all(rewards, sequences, stage.micro_batch_tokens).view(-1, 2)
+        return rewards_N2[:, 0] - rewards_N2[:, 1], float(losses_of(stage, rewards_N2).mean())
+
+    validation = Validation(ctx, pairs, margins)
+    for step in range(training.resume() + 1, steps + 1):
+        began = time.perf_counter()
+        order = step_indices(len(pairs.trained), stage.batch_size, stage.epochs, ctx.seed, step)
+        batch = [pairs.trained[i] for i in order]
+        sums = torch.zeros(
+            4, dtype=torch.float64
+        )  # pairs ranked right, margins, rewards of chosen and of rejected
+
+        def loss_of(items: Sequence[PairExample], n: int = len(batch), sums: Tensor = sums) -> Tensor:
+            if not items:  # another process has one micro-batch more
+                return rewards([((pairs.template.pad_id,), (pairs.template.pad_id,))]).sum() * 0.0
+            rewards_B2 = rewards(both_sides(items)).view(-1, 2)
+            chosen_B, rejected_B = rewards_B2.detach().double().cpu().unbind(1)
+            margin_B = chosen_B - rejected_B
+            sums += torch.stack([(margin_B > 0).sum(), margin_B.sum(), chosen_B.sum(), rejected_B.sum()])
+            return losses_of(stage, rewards_B2).sum() / n
+
+        tokens = sum(map(tokens_of, batch))
+        loss, norm, rate = training.update(step, batch, [tokens_of(pair) for pair in batch], loss_of)
+        totals = training.accelerator.reduce(sums.to(training.device), "sum") / len(batch)
+        right, margin, chosen, rejected = totals.tolist()
+        seconds = time.perf_counter() - began
+        ctx.metrics.log(
+            step, loss=loss, grad_norm=norm, learning_rate=rate, accuracy=right, margin=margin, chosen_reward=chosen,
+            rejected_reward=rejected, tokens=tokens, tokens_per_second=tokens / seconds,
+            pairs_per_second=len(batch) / seconds, **validation.if_due(step, steps),
+        )  # fmt: skip
+        ctx.progress(step, steps, loss=loss, accuracy=right)
+        training.save_if_due(step, steps)
+    last = last_metrics(ctx, ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward"))
+    figures = {"pairs": len(pairs.trained), **last, "updates": steps}
+    training.finish(pairs.template, figures | validation.summary(steps))
+
+
+def losses_of(stage: RewardStage, rewards_B2: Tensor) -> Tensor:
+    """[B] from the rewards [B, 2] of the chosen and the rejected responses."""
+    return bradley_terry_losses(rewards_B2[:, 0], rewards_B2[:, 1], stage.margin, stage.centring)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Log-probabilities under a frozen reference model, computed once and kept on disk by what decides them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..files import write_atomic
+from .model import load_model, unwrapped
+from .sequences import PromptResponse, response_logprobs, scored_by_all
+from .sharding import from_all, is_main
+
+FORMAT = 1  # raised when the values of a file come to mean something else
+
+
+def reference_logprobs(
+    folder: Path,
+    model_key: str,
+    sequences: Sequence[PromptResponse],
+    compute: Callable[[], Tensor],
+    precision: str = "no",
+) -> Tensor:
+    """[S] float32 log pi_ref(response | prompt) of each sequence, from a file in `folder` or, once, from `compute`.
+
+    model_key: names the reference by content. precision: of the computation. The file is named by a hash of these and of
+    all tokens, so that whatever run asks for the same (another beta, another seed) finds it, and nothing stale is used.
+    Every process calls it.
+    """
+    name = hashlib.sha256(repr((FORMAT, model_key, precision, list(sequences))).encode()).hexdigest()[:32]
+    file = folder / f"{name}.safetensors"
+    known = _read(file, len(sequences))
+    if all(part is not None for part in from_all(None if known is None else True)):
+        assert known is not None
+        return known
+    values = compute()
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, save({"logprobs": values}))
+    return values
+
+
+def _read(file: Path, count: int) -> Tensor | None:
+    """None where there is no file, or one that is torn."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            values = tensors.get_tensor("logprobs")
+    except (OSError, SafetensorError):
+        return None
+    return values if values.shape == (count,) and bool(values.isfinite().all()) else None
+
+
+def logprobs_under(
+    training: Any,
+    reference: str | None,
+    sequences: Sequence[PromptResponse],
+    pad_id: int,
+    on_progress: Callable[[int], None],
+) -> Tensor:
+    """[S] by the reference: the model in the folder `reference`, loaded for this alone; None: the one that training
+    starts from, which the trained model still is when this is called (its adapters, if any, switched off)."""
+    settings = training.stage
+
+    def by(model: nn.Module) -> Tensor:
+        def score(batch: Sequence[PromptResponse]) -> Tensor:
+            return response_logprobs(
+                model,
+                batch,
+                device=training.device,
+                pad_id=pad_id,
+                chunk_tokens=settings.logits_chunk_tokens,
+            )
+
+        return scored_by_all(score, sequences, settings.micro_batch_tokens, on_progress)
+
+    if reference is None:
+        with _as_it_began(training.model) as model:
+            return by(model)
+    frozen = load_model(reference, training.device).eval().requires_grad_(False)
+    with training.accelerator.autocast():
+        return by(frozen)
+
+
+@contextmanager
+def _as_it_began(model: nn.Module) -> Iterator[nn.Module]:
+    inner: Any = unwrapped(model)
+    if not hasattr(inner, "peft_config"):
+        yield model
+        return
+    with inner.disable_adapter():
+        yield model
