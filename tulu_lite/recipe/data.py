@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -239,3 +239,7 @@ class DataSettings(Settings):
     bad_rows: Literal["stop", "drop"] = Later("stop")
     """A row that cannot be used (broken JSON or Unicode, roles out of turn, an empty turn, nothing to answer): an error
     that names it, or it is dropped, counted, and named in the report."""
+
+    def without_mix(self) -> Self:
+        """The same with all rows of every source: for rows that are not trained on."""
+        return self.model_copy(update={"mix": Mix()})

@@ -30,8 +30,8 @@ class RlvrStage(TrainingStage, TrainingSettings):
     """Batches of prompts that are sampled, verified and learnt from."""
     prompts_per_step: int = Field(48, ge=1)
     """Prompts of one step."""
-    samples_per_prompt: int = Field(16, ge=2)
-    """Responses of one prompt: the group."""
+    samples_per_prompt: int = Field(16, ge=1)
+    """Responses of one prompt: the group. 1 goes with the advantages that compare none: gae, reinforce."""
     sampling: TrainingSamplingSettings
     """Temperature and response budget."""
     updates_per_step: int = Field(1, ge=1, le=16)
@@ -145,9 +145,23 @@ class RlvrStage(TrainingStage, TrainingSettings):
             raise ValueError(
                 "lora.dropout makes the trainer's policy another than the sampler's; set it to 0 in rlvr"
             )
+        self._check_group()
         self._check_ppo()
         self._check_policy()
         return self
+
+    def _check_group(self) -> None:
+        if self.samples_per_prompt > 1:
+            return
+        if self.advantage not in ("gae", "reinforce"):
+            raise ValueError(
+                f"samples_per_prompt 1 leaves advantage {self.advantage} nothing to compare a response with; raise it"
+            )
+        if self.refill is not None:
+            raise ValueError(
+                "refill replaces groups whose rewards are all the same, as those of samples_per_prompt 1 always are; leave "
+                "it out"
+            )
 
     def _check_ppo(self) -> None:
         if self.value is not None and self.advantage != "gae":
@@ -197,7 +211,7 @@ class RlvrStage(TrainingStage, TrainingSettings):
     @property
     def critic(self) -> ValueSettings | None:
         """The value model's settings; None without one."""
-        return (self.value or ValueSettings()) if self.advantage == "gae" else None
+        return (self.value or ValueSettings.model_validate({})) if self.advantage == "gae" else None
 
     @property
     def whitens(self) -> bool:
