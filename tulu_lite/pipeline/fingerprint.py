@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..datasets.cache import TokenCache
 from ..errors import TuluLiteError
+from ..recipe import Recipe
 from .ledger import Ledger
 
 # What of a model folder decides what is trained or sampled. Notes, cards and logs do not.
@@ -70,6 +72,11 @@ def model_hash(model: str, revision: str | None, ledger: Ledger) -> str:
             cure="check `model` in the recipe; convert .bin weights with save_pretrained (pickled weights are not loaded)",
         )
     return digest({file.name: file_hash(file, ledger) for file in files})
+
+
+def token_cache(recipe: Recipe, ledger: Ledger) -> TokenCache:
+    """Where the recipe's rows lie tokenized, for the plan and its steps alike."""
+    return TokenCache(Path(recipe.output) / "cache" / "tokens", lambda path: file_hash(path, ledger))
 
 
 def verifier_files(spec: Any) -> list[Path]:

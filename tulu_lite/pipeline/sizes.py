@@ -9,15 +9,15 @@ from typing import Any
 from ..datasets.chat import ChatTemplate, load_tokenizer
 from ..datasets.conversations import load_conversations
 from ..datasets.pairs import load_pairs
-from ..datasets.prompts import load_prompts
+from ..datasets.prompts import report_prompts
 from ..datasets.sources import load_rows
 from ..datasets.turns import conversation_turns
 from ..errors import TuluLiteError
 from ..judging import check_references
 from ..recipe import (
     DataSource,
-    PairStage,
     EvaluateStage,
+    PairStage,
     PoolStage,
     PreferencesStage,
     Recipe,
@@ -25,7 +25,9 @@ from ..recipe import (
     RlvrStage,
     SftStage,
 )
+from ..recipe.stages import Stage
 from ..records import Prompt
+from .fingerprint import token_cache
 from .ledger import Ledger
 from .models import model_config
 from .steps import Step
@@ -63,6 +65,8 @@ class StepSizes:
     def __init__(self, recipe: Recipe, ledger: Ledger) -> None:
         self.recipe, self.ledger = recipe, ledger
         self._measured: dict[str, Size] = {}
+        self._notes: list[str] = []  # of the data of the step that is measured
+        self._cache = token_cache(recipe, ledger)
 
     def __call__(self, step: Step) -> Size:
         stage = step.stage
@@ -72,7 +76,9 @@ class StepSizes:
         if known is not None and (step.done or not _needs_check(stage)):
             size = Size(**{**known, "notes": tuple(known["notes"])})
         else:
+            self._notes = []
             size = self._measure(step)
+            size = replace(size, notes=(*size.notes, *self._notes))
             self.ledger.cache_size(step.key, asdict(size))
         self._measured[stage.name] = size
         return size
@@ -99,16 +105,14 @@ class StepSizes:
         if isinstance(stage, RlvrStage):
             return self._rlvr(stage)
         if isinstance(stage, EvaluateStage):
-            prompts = self._prompts(stage.name, "data", stage.data, stage.max_tokens)
+            prompts = self._prompts(stage, "data", stage.data, stage.max_tokens)
             return self._sampled(prompts, 1 + stage.samples_per_prompt, stage.max_tokens)
         raise TypeError(stage.kind)
 
     def _pool(self, stage: PoolStage) -> Size:
         budget = stage.sampling.max_tokens
         parts = zip(("data", "general_prompts"), stage.prompt_parts, strict=False)
-        prompts = [
-            prompt for field, part in parts for prompt in self._prompts(stage.name, field, part, budget)
-        ]
+        prompts = [prompt for field, part in parts for prompt in self._prompts(stage, field, part, budget)]
         if isinstance(stage, RejectStage):
             if stage.rank_by is not None:
                 ranked = [replace(prompt, verifier=stage.rank_by) for prompt in prompts]
@@ -121,8 +125,8 @@ class StepSizes:
         self._check_length(stage.name, stage.max_length)
         if any(source.stage for source in stage.data):
             return self._sft_from_stage(stage)
-        examples, report = load_conversations(stage, self.template, seed=self.recipe.seed)
-        tokens = sum(len(example.token_ids) for example in examples) * stage.epochs
+        examples, report = load_conversations(stage, self.template, seed=self.recipe.seed, cache=self._cache)
+        tokens = report.tokens * stage.epochs
         completions = len(examples) * stage.epochs
         updates = -(-len(examples) // stage.batch_size) * stage.epochs
         return Size(len(examples), completions, tokens, False, updates, tuple(report.notes()))
@@ -130,7 +134,7 @@ class StepSizes:
     def _sft_from_stage(self, stage: SftStage) -> Size:
         """The rows are not there yet: at most what the reject stages can make, with those of text."""
         own = tuple(source for source in stage.data if not source.stage)
-        size = self._sft(stage.model_copy(update={"data": own})) if own else None
+        size = self._sft(stage.without_mix().model_copy(update={"data": own})) if own else None
         rows, tokens = (size.prompts, size.tokens // stage.epochs) if size else (0, 0)
         for source in stage.data:
             if source.stage:
@@ -155,7 +159,9 @@ class StepSizes:
         from_stage = [source for source in stage.data if source.stage]
         if from_stage:
             return self._pairs_from_stage(stage, from_stage[0])
-        pairs, report = load_pairs(stage, self.template, seed=self.recipe.seed, stage_rows=None)
+        pairs, report = load_pairs(
+            stage, self.template, seed=self.recipe.seed, stage_rows=None, cache=self._cache
+        )
         tokens = report.tokens * stage.epochs
         return Size(
             len(pairs),
@@ -183,8 +189,8 @@ class StepSizes:
         )
 
     def _rlvr(self, stage: RlvrStage) -> Size:
-        prompts = self._prompts(stage.name, "data", stage.data, stage.sampling.max_tokens)
-        validation = self._prompts(stage.name, "validation", stage.validation, stage.sampling.max_tokens)
+        prompts = self._prompts(stage, "data", stage.data, stage.sampling.max_tokens)
+        validation = self._prompts(stage, "validation", stage.validation, stage.sampling.max_tokens)
         both = {p.token_ids for p in prompts} & {p.token_ids for p in validation}
         if both:
             raise TuluLiteError(
@@ -215,17 +221,21 @@ class StepSizes:
         return Size(len(prompts), len(prompts) * samples, tokens, True)
 
     def _prompts(
-        self, stage: str, field: str, sources: tuple[DataSource, ...], max_tokens: int
+        self, stage: Stage, field: str, sources: tuple[DataSource, ...], max_tokens: int
     ) -> list[Prompt]:
         """The stage's prompts, with the references checked by their verifiers and the lengths against the context."""
         limit = self.context - max_tokens
         if limit < 1:
             raise TuluLiteError(
-                f"stage {stage}: max_tokens {max_tokens} leaves no room for a prompt in the context of {self.context} tokens",
+                f"stage {stage.name}: max_tokens {max_tokens} leaves no room for a prompt in the context of {self.context} tokens",
                 cure="lower max_tokens, or raise server.max_model_len if it is what limits",
             )
-        prompts = load_prompts(sources, self.template, seed=self.recipe.seed, max_prompt_tokens=limit)
-        check_references(self.recipe, prompts, f"stage {stage}, {field}")
+        prompts, report = report_prompts(
+            sources, self.template, seed=self.recipe.seed, max_prompt_tokens=limit,
+            rules=stage if field == "data" else stage.without_mix(),
+        )  # fmt: skip
+        self._notes += [note if field == "data" else f"{field}: {note}" for note in report.notes()]
+        check_references(self.recipe, prompts, f"stage {stage.name}, {field}")
         return prompts
 
     def _check_length(self, stage: str, max_length: int) -> None:

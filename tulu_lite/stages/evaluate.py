@@ -30,6 +30,7 @@ def main() -> None:
             sampler.template,
             seed=ctx.recipe.seed,
             max_prompt_tokens=sampler.context - stage.max_tokens,
+            rules=stage,
         )
         sampler.load(ctx.init_model)
         greedy = judge(

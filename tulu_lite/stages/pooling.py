@@ -209,6 +209,7 @@ class _Pool:
                 speaking.template,
                 seed=self.ctx.recipe.seed,
                 max_prompt_tokens=speaking.context - self.stage.sampling.max_tokens,
+                rules=self.stage.without_mix() if part else self.stage,
             )
             prompts += [replace(prompt, id=f"{prompt.id}/{part}") if part else prompt for prompt in loaded]
             parts += [part] * len(loaded)

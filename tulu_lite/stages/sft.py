@@ -31,9 +31,10 @@ def train(ctx: StepContext) -> None:
         recipe.chat_template, load_tokenizer(recipe.model, recipe.revision), recipe.model
     )
     template.check()
-    examples, report = load_conversations(stage, template, seed=recipe.seed, stage_rows=ctx.stage_rows)
-    for note in report.notes():
-        print(note, flush=True)
+    examples, report = load_conversations(
+        stage, template, seed=recipe.seed, stage_rows=ctx.stage_rows, cache=ctx.token_cache
+    )
+    ctx.tell_of_data(report)
 
     steps = steps_in_all(len(examples), stage.batch_size, stage.epochs)
     training = Training(ctx, updates=steps)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ..base import Later
 from ..training import TrainingSettings
 from .common import Sources, TrainingStage
 
@@ -28,5 +29,7 @@ class SftStage(TrainingStage, TrainingSettings):
     """What happens to longer ones: dropped and counted, or an error before training."""
     loss: Literal["token_mean", "token_sum"] = "token_mean"
     """Mean over the step's loss tokens on all processes, or their sum (Tülu 3)."""
+    loss_on: Literal["all", "last"] = Later("all")
+    """Which of the assistant's turns have a loss: all, or the last one of each conversation."""
     seed: int | None = None
     """Order of the data; by default the recipe's seed."""
