@@ -76,13 +76,20 @@ class Judge:
                     group.prompt.reference,
                     group.prompt.user,
                     rollout.finished,
-                    {"source": group.prompt.source},
+                    self._info(group.prompt, rollout),
                 ),
             )
             for group in groups
             for rollout in group.rollouts
         ]
         return list(_with_verdicts(groups, iter(self.pool.verify(items))))
+
+    def _info(self, prompt: Prompt, rollout: Rollout) -> dict[str, Any]:
+        """What verifiers are told besides; a reward model of this recipe's own scores the tokens themselves."""
+        info: dict[str, Any] = {"source": prompt.source}
+        if any(judge.kind == "reward" for judge in self.recipe.judges.values()):
+            info["token_ids"] = [*prompt.token_ids, *rollout.token_ids]
+        return info
 
     def check_errors(self, verdicts: Sequence[verifiers.Verdict], total: int | None = None) -> None:
         """Raises TuluLiteError when more than max_error_share of `total` verdicts are errors. total: those that there

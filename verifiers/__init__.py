@@ -38,6 +38,7 @@ BUILT_IN.update(
         "judge_reference": "verifiers.judges.verdicts",
         "judge_rubric": "verifiers.judges.verdicts",
         "judge_pairwise": "verifiers.judges.pairwise",
+        "reward_model": "verifiers.judges.reward",
         "no_commas": "verifiers.constraints.single",
         "starts_with": "verifiers.constraints.single",
         "ends_with": "verifiers.constraints.single",

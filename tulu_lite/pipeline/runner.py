@@ -124,7 +124,7 @@ class Runner:
             self.server = open_servers(serving(self.recipe), folder, server_dir, server_dir / "log.txt")
             self.server.start()
         if any(other.samples for other in soon):
-            self.judges.start()
+            self.judges.start(self.steps)
         if step.samples and self.server is not None:
             if self.server.state.state != "ready":
                 self.display.waiting("waiting for the rollout server")

@@ -34,9 +34,11 @@ class Refused(ServerError):
 
 
 class Control:
-    """Blocking calls to one server. deadlines in seconds."""
+    """Blocking calls to one server. deadlines in seconds. scores: it serves a reward model, which samples nothing and is
+    never given other weights."""
 
-    def __init__(self, url: str, key: str | None, timeout_s: float) -> None:
+    def __init__(self, url: str, key: str | None, timeout_s: float, scores: bool = False) -> None:
+        self.scores = scores
         parts = urlsplit(url)
         assert parts.hostname is not None
         self.host, self.port = parts.hostname, parts.port or 80
@@ -85,19 +87,21 @@ class Control:
         return True
 
     def canary(self, timeout_s: float) -> None:
-        """Have one token sampled. Raises NoAnswer or Refused."""
+        """Have one token sampled, or one scored. Raises NoAnswer or Refused."""
+        if self.scores:
+            self.call(
+                "POST", "/classify", {"input": [[0]], "use_activation": False, "priority": -1}, timeout_s
+            )
+            return
         sampling = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
         body = {"token_ids": [0], "sampling_params": sampling, "priority": -1}
         self.call("POST", "/inference/v1/generate", body, timeout_s)
 
     def tokens_sampled(self, timeout_s: float) -> float:
-        """How many tokens the engine has sampled since it started. Raises NoAnswer or Refused."""
+        """How many tokens the engine has sampled (or scored) since it started. Raises NoAnswer or Refused."""
+        counted = "vllm:prompt_tokens_total" if self.scores else "vllm:generation_tokens_total"
         lines = self._exchange("GET", "/metrics", None, timeout_s).decode().splitlines()
-        return sum(
-            float(line.rpartition(" ")[2])
-            for line in lines
-            if line.startswith("vllm:generation_tokens_total")
-        )
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(counted))
 
     def max_model_len(self) -> int:
         cards = self.call("GET", "/v1/models")["data"]
@@ -107,6 +111,8 @@ class Control:
         )  # one that somebody else started has names of its own
 
     def set_version(self, version: int) -> None:
+        if self.scores:
+            return
         self.call("POST", "/update_weight_version", {"new_version": str(version)})
 
     def version(self) -> int:

@@ -67,7 +67,8 @@ class Generation:
         self.settings, self.model, self.log, self.number = settings, model, log, number
         self.port = settings.port or free_port(settings.host)
         self.url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{self.port}"
-        self.control = Control(self.url, settings.api_key(), settings.control_timeout_s)
+        scores = settings.engine_args.get("runner") == "pooling"
+        self.control = Control(self.url, settings.api_key(), settings.control_timeout_s, scores)
         self.folder = private_folder(short_temporary_folder())
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:

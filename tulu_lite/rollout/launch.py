@@ -24,6 +24,7 @@ GRACE_S = 3.0  # from SIGTERM to SIGKILL
 EXTENSION = "tulu_lite.rollout.extension.WorkerExtension"
 BACKEND = "tulu_lite_files"
 MODEL_NAME = "policy"  # what the model is called in requests
+SAMPLING_ONLY = ("enable_scale_out", "worker_extension_cls", "weight_transfer_config", "logprobs_mode")
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _ENDINGS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
@@ -211,6 +212,8 @@ def arguments(spec: dict[str, Any], on_cpu: bool) -> list[str]:
         args["gpu_memory_utilization"] = settings["gpu_memory_utilization"]
         args["enable_sleep_mode"] = settings["colocate"] or None
     args |= {name.replace("-", "_"): value for name, value in settings["engine_args"].items()}
+    if args.get("runner") == "pooling":  # a reward model: it samples nothing, and its weights stay
+        args = {name: value for name, value in args.items() if name not in SAMPLING_ONLY}
     return [word for name, value in args.items() for word in _option(name, value)]
 
 

@@ -145,7 +145,7 @@ class Answer:
 
 
 @dataclass(slots=True)
-class _Failure(Exception):
+class Failure(Exception):
     """One attempt that failed."""
 
     reason: str
@@ -175,7 +175,7 @@ class Endpoint:
                 async with self.pace.slot():
                     await self.pace.turn(deadline)
                     return await self._once(self._body(body, schema, with_schema), deadline)
-            except _Failure as failure:
+            except Failure as failure:
                 last = failure.reason
                 if with_schema and failure.status in REFUSALS:
                     self.structured = False  # an older server: the reply is read just as strictly
@@ -193,7 +193,7 @@ class Endpoint:
         named = {"name": "judgement", "strict": True, "schema": schema}
         return {**body, "response_format": {"type": "json_schema", "json_schema": named}}
 
-    async def _pause(self, failure: _Failure, attempt: int, deadline: float) -> None:
+    async def _pause(self, failure: Failure, attempt: int, deadline: float) -> None:
         """Exponential back-off with full jitter, never shorter than what the server asked for."""
         backoff = random.uniform(0.0, min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (attempt - 1)))
         wait = max(backoff, failure.after_s)
@@ -215,21 +215,21 @@ class Endpoint:
             async with asyncio.timeout(left):
                 status, headers, raw = await self._post(aiohttp, body)
         except TimeoutError:
-            raise _Failure(f"no answer within {left:.3g} s") from None
+            raise Failure(f"no answer within {left:.3g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as fault:
-            raise _Failure(f"{type(fault).__name__}: {self._clean(str(fault))}") from None
+            raise Failure(f"{type(fault).__name__}: {self._clean(str(fault))}") from None
         if status != 200:
             after = retry_after(headers.get("Retry-After"))
             said = self._clean(raw[:400].decode(errors="replace"))
-            raise _Failure(f"HTTP {status}: {said}", status in RETRIED, after, status)
-        answer = read_answer(raw)
+            raise Failure(f"HTTP {status}: {said}", status in RETRIED, after, status)
+        answer = self._read(raw)
         self.meter.answered(time.monotonic() - start, answer.tokens_in, answer.tokens_out)
         return answer
 
     async def _post(self, aiohttp: Any, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
         key = self.address.key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        url = f"{self.address.base}/chat/completions"
+        url = self._url()
         # A redirect would carry the key and the texts elsewhere.
         async with self._session(aiohttp).post(
             url, json=body, headers=headers, allow_redirects=False
@@ -238,8 +238,14 @@ class Endpoint:
             async for piece in response.content.iter_chunked(1 << 16):
                 raw += piece
                 if len(raw) > MAX_ANSWER:
-                    raise _Failure(f"the answer is larger than {MAX_ANSWER} bytes", again=False)
+                    raise Failure(f"the answer is larger than {MAX_ANSWER} bytes", again=False)
             return response.status, response.headers, bytes(raw)
+
+    def _url(self) -> str:
+        return f"{self.address.base}/chat/completions"
+
+    def _read(self, raw: bytes) -> Answer:
+        return read_answer(raw)
 
     def _session(self, aiohttp: Any) -> Any:
         loop = asyncio.get_running_loop()
@@ -286,7 +292,7 @@ def read_answer(raw: bytes) -> Answer:
         choice = data["choices"][0]
         content, ended = choice["message"].get("content"), str(choice.get("finish_reason") or "")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as fault:
-        raise _Failure(f"the answer is no chat completion ({type(fault).__name__})") from None
+        raise Failure(f"the answer is no chat completion ({type(fault).__name__})") from None
     usage = data.get("usage")
     counts = [
         usage.get(name) if isinstance(usage, dict) else None
