@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from verifiers.base import Sample, Verdict, error, scored
 from verifiers.errors import SpecError
-from verifiers.judges.endpoint import Address, Answer, Endpoint, Outage, Failure, pace_of
+from verifiers.judges.endpoint import Address, Answer, Endpoint, Failure, Outage, pace_of
 from verifiers.judges.judge import SPARE
 from verifiers.judges.meter import Meter
 from verifiers.registry import verifier
