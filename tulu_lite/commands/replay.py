@@ -83,7 +83,7 @@ def replay(
 
         found = replay_step(recipe, by_id, chosen, step, say)
     if as_json:
-        sys.stdout.write(json.dumps(to_json(found), indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(to_json(found), indent=1) + "\n")
     else:
         show(console, found, top)
     raise typer.Exit(1 if found.reproduced is False else 0)

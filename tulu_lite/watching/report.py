@@ -12,6 +12,7 @@ from rich.table import Table
 
 from .panels import PANELS
 from .plots import Curve, plot_stage
+from .terminal import safe_line
 from .watch import SPIKES, WARNINGS, counted, read_lines
 
 
@@ -46,7 +47,7 @@ def watched(steps: Sequence[Any]) -> list[tuple[str, int, str]]:
         if spikes or began:
             told = [f"step {row['step']}, {row['name'].replace('_', ' ')}: {row['what']}" for row in began]
             told += [row["what"] for row in sorted(spikes, key=lambda row: -row["deviation"])[:2]]
-            found.append((step.id, len(spikes), "; ".join(told)))
+            found.append((step.id, len(spikes), safe_line("; ".join(told))))
     return found
 
 

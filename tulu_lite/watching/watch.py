@@ -17,6 +17,7 @@ from ..recipe.watching import WarningSettings
 from .series import History
 from .sinks import Sinks
 from .spikes import SpikeWatch
+from .terminal import safe_line
 from .warnings import LOOKED_AT, warnings_of
 
 SPIKES, WARNINGS = "spikes.jsonl", "warnings.jsonl"
@@ -78,6 +79,7 @@ class Watch:
             lines.write(json.dumps(row) + "\n")
 
     def _note(self, text: str) -> None:
+        text = safe_line(text)  # names of sources come from the data
         print(text, flush=True)
         self.notes = [*self.notes, text][-KEPT_NOTES:]
 
