@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+import random
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tulu_lite.statistics import difference, mean, pass_at_k, proportion, seeds_mean
+from tulu_lite.statistics import (
+    difference,
+    mean,
+    of_values,
+    paired,
+    pass_at_k,
+    proportion,
+    resampled,
+    seeds_mean,
+)
 
 
 def test_wilson_against_a_published_example() -> None:
@@ -77,3 +88,60 @@ def test_all_right_is_not_certainty() -> None:
     assert (gain.value, gain.high) == (1.0, 1.0)
     assert gain.low == pytest.approx(1 - math.sqrt(2) * (1 - low))
     assert mean([0.5] * 8).low == 0.5  # no share of right and wrong
+
+
+def test_paired_by_id_on_what_both_have() -> None:
+    after = {"a": 1.0, "b": 1.0, "c": 0.5, "d": math.nan, "only": 9.0}
+    before = {"a": 0.0, "b": 1.0, "c": 0.25, "d": 1.0}
+    gain = paired(after, before)
+    assert gain is not None
+    assert (gain.value, gain.n) == (pytest.approx(1.25 / 3), 3)
+    assert 0.0 <= gain.low < gain.value < gain.high <= 1.0  # means of draws of 1, 0 and 0.25
+    back = paired(before, after)
+    assert back is not None
+    assert (back.value, back.low, back.high) == pytest.approx((-gain.value, -gain.high, -gain.low))
+    assert paired({"a": 1.0}, {"b": 1.0}) is None
+    assert paired({}, {}) is None
+
+
+def test_the_paired_interval_is_that_of_the_mean_of_differences() -> None:
+    """For many items the bootstrap's interval is the normal one: mean +- 1.96 s / sqrt(n)."""
+    drawn = random.Random(0)
+    delta = [drawn.gauss(0.3, 1.0) for _ in range(2000)]
+    noise = [drawn.gauss(0.0, 50.0) for _ in delta]  # common to both sides: pairing takes it out
+    gain = paired(
+        {str(i): n + d for i, (n, d) in enumerate(zip(noise, delta, strict=True))},
+        {str(i): n for i, n in enumerate(noise)},
+    )
+    assert gain is not None
+    average = sum(delta) / 2000
+    half = 1.96 * math.sqrt(sum((d - average) ** 2 for d in delta) / 1999 / 2000)
+    assert (gain.low, gain.high) == pytest.approx((average - half, average + half), abs=0.01)
+
+
+def test_equal_marks_leave_doubt() -> None:
+    same = paired({str(i): 1.0 for i in range(20)}, {str(i): 1.0 for i in range(20)})
+    apart = paired({str(i): 1.0 for i in range(20)}, {str(i): 0.0 for i in range(20)})
+    assert same is not None and apart is not None
+    assert same.value == 0.0 and same.low < 0.0 < same.high
+    assert apart.value == 1.0 and 0.5 < apart.low < 1.0
+    certain = paired({"a": 2.5, "b": 3.5}, {"a": 2.0, "b": 3.0})  # no marks: the same difference everywhere
+    assert certain is not None
+    assert (certain.value, certain.low, certain.high) == (0.5, 0.5, 0.5)
+
+
+def test_of_values_is_a_share_for_marks_and_a_mean_for_others() -> None:
+    assert of_values([1.0, 0.0, 1.0, math.nan]) == proportion(2, 3)
+    loss = of_values([1.0, 2.0, 3.0, 2.0] * 50)
+    assert loss.value == 2.0
+    half = 1.96 * math.sqrt(0.5 / 200)
+    assert (loss.low, loss.high) == pytest.approx((2 - half, 2 + half), abs=0.015)
+    assert math.isnan(of_values([math.nan]).value)
+
+
+def test_resampling_in_parts_gives_every_mean_once() -> None:
+    many = np.arange(3_000, dtype=np.float64)  # 2000 x 3000 draws are made in three parts
+    means = resampled(many)
+    assert means.shape == (2000,)
+    assert len(np.unique(means)) > 1990
+    assert abs(means.mean() - 1499.5) < 3

@@ -179,11 +179,17 @@ def _short(value: Any) -> str:
 
 
 def _short_settings(value: BaseModel) -> str:
-    """A source by its file's or data set's name, with a mark of what else is said of it; other settings by a mark."""
+    """A source by its file's or data set's name, with a mark of what else is said of it; others by their numbers or a
+    mark."""
     plain = value.model_dump(mode="json", exclude_defaults=True)
     origin = plain.get("path") or plain.get("hub") or plain.get("stage")
     if not isinstance(origin, str):
-        return _mark(plain)
+        scalars = all(isinstance(item, (bool, int, float)) for item in plain.values())
+        return (
+            "+".join(f"{key}-{_short(item)}" for key, item in plain.items())
+            if plain and scalars
+            else _mark(plain)
+        )
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(origin).stem if "path" in plain else origin)
     more = {key: item for key, item in plain.items() if item != origin}
     return f"{stem}-{_mark(more)}" if more else stem
