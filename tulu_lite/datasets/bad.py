@@ -1,4 +1,4 @@
-"""A row that cannot be used, and why in a few words: what reports count by."""
+"""A row that cannot be used, and why in a few words: what reports count by. Other errors are no row's: they always stop."""
 
 from __future__ import annotations
 
@@ -11,8 +11,3 @@ class BadRow(TuluLiteError):
     def __init__(self, reason: str, what: str, why: str = "", cure: str = "") -> None:
         self.reason = reason
         super().__init__(what, why, cure)
-
-
-def reason_of(error: TuluLiteError) -> str:
-    """The reason by which the row is counted."""
-    return error.reason if isinstance(error, BadRow) else "cannot be read or rendered"

@@ -65,6 +65,7 @@ class TokenCache:
         for left in self.folder.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         made = Path(tempfile.mkdtemp(dir=self.folder, prefix=f".{folder.name}.", suffix=".tmp"))
+        os.chmod(made, 0o755)
         writer = StoreWriter(made, parts)
         try:
             writer.finish({**build(writer), "key": key})

@@ -212,7 +212,7 @@ class ChatTemplate:
     ) -> tuple[list[int], list[bool]]:
         edges = [edge for span in spans for edge in span]
         try:
-            ids, places = split_tokens(text, edges, encoding, self.ids_of, self._exact_text)
+            ids, places = split_tokens(text, edges, encoding, self.ids_of, self.exact_text)
         except UnevenTokens as error:
             raise BadRow(
                 "a token over the edge of a turn",
@@ -294,11 +294,11 @@ class ChatTemplate:
         """A text to put before a piece, so that its tokens are those it has inside a text (some tokenizers put a space
         before every text); its own tokens are then left out. None: there is none."""
         left, right = "<", "|zz|> a"
-        whole = self._exact_text(self.ids_of(left + right))
+        whole = self.exact_text(self.ids_of(left + right))
         for lead in ("", ".", "a", "\n"):
             before, both = self.ids_of(lead), self.ids_of(lead + right)
             inside = both[len(before) :]
-            if both[: len(before)] == before and self._exact_text([*self.ids_of(left), *inside]) == whole:
+            if both[: len(before)] == before and self.exact_text([*self.ids_of(left), *inside]) == whole:
                 return lead
         return None
 
@@ -351,7 +351,7 @@ class ChatTemplate:
     def ids_of(self, text: str) -> list[int]:
         return next(self._encode([text], offsets=False)).ids if text else []
 
-    def _exact_text(self, token_ids: list[int]) -> str:
+    def exact_text(self, token_ids: list[int]) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _closing_token(self) -> int | None:

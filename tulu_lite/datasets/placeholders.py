@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import TuluLiteError
+from .bad import BadRow
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][\w.]*)\}|([{}])")
 _MISSING = object()
@@ -64,7 +65,8 @@ def require(row: Mapping[str, Any], path: str, where: str, used_for: str, cure: 
     """The value of a column that must be there (it may be null)."""
     value = look_up(row, path, _MISSING)
     if value is _MISSING:
-        raise TuluLiteError(
+        raise BadRow(
+            f"no column {path!r}",
             f"{_place(where)}this row has no {path!r}, which is wanted for {used_for}",
             why=f"its fields are {', '.join(map(str, row)) or 'none'}",
             cure=cure,
@@ -88,7 +90,8 @@ def _text(row: Mapping[str, Any], name: str, template: str, where: str) -> str:
         type(value), type(value).__name__
     )
     inside = f", such as {{{name}.{next(iter(value))}}}" if isinstance(value, dict) and value else ""
-    raise TuluLiteError(
+    raise BadRow(
+        "a column that holds no text",
         f"{_place(where)}{name!r} is {kind}, but the template {template!r} needs text there",
         cure=f"name a column that holds text{inside}, or mend the row",
     )

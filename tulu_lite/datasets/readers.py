@@ -13,12 +13,13 @@ from typing import Any
 
 from ..errors import TuluLiteError
 from ..recipe import DataSource
+from .bad import BadRow
 
-Bad = Callable[[TuluLiteError, str, int], None]  # what is wrong, the file, the line
+Bad = Callable[[BadRow, str, int], None]  # what is wrong, the file, the line
 _BLOCK = 1 << 20  # characters read at once of a .json list
 
 
-def _raise(error: TuluLiteError, file: str, line: int) -> None:
+def raise_(error: BadRow, file: str, line: int) -> None:
     raise error
 
 
@@ -42,7 +43,7 @@ def data_files(entry: DataSource) -> list[Path]:
     return list(found)
 
 
-def read_file(path: Path, streaming: bool = False, bad: Bad = _raise) -> Iterator[tuple[int, Any]]:
+def read_file(path: Path, streaming: bool = False, bad: Bad = raise_) -> Iterator[tuple[int, Any]]:
     """(line or row from 1, data) of each row. Raises TuluLiteError for a file that is missing or broken."""
     try:
         if path.suffix == ".parquet":
@@ -60,7 +61,7 @@ def read_file(path: Path, streaming: bool = False, bad: Bad = _raise) -> Iterato
         raise TuluLiteError(f"cannot read the data file {path}: {error.strerror or error}") from None
 
 
-def read_jsonl(path: Path, bad: Bad = _raise) -> Iterator[tuple[int, Any]]:
+def read_jsonl(path: Path, bad: Bad = raise_) -> Iterator[tuple[int, Any]]:
     """(line from 1, data) of each line that is not blank. Raises OSError; TuluLiteError for a broken line."""
     with path.open("rb") as file:
         for line, text in enumerate(file, start=1):
@@ -68,7 +69,7 @@ def read_jsonl(path: Path, bad: Bad = _raise) -> Iterator[tuple[int, Any]]:
                 continue
             try:
                 data = _parse_json(text, path, line)
-            except TuluLiteError as error:
+            except BadRow as error:
                 bad(error, str(path), line)
                 continue
             yield line, data
@@ -143,17 +144,19 @@ def _parse_json(text: bytes, path: Path, line: int | None) -> Any:
             if line is not None
             else "mend the file at that place"
         )
-        raise TuluLiteError(
-            f"{where}: this is not valid JSON: {error.msg} at column {error.colno}", cure=hint
+        raise BadRow(
+            "broken JSON", f"{where}: this is not valid JSON: {error.msg} at column {error.colno}", cure=hint
         ) from None
     except UnicodeDecodeError as error:
         where = f"{path}:{line}" if line is not None else str(path)
-        raise TuluLiteError(
-            f"{where}: this is not UTF-8 text (byte {error.start})", cure="save the file as UTF-8"
+        raise BadRow(
+            "broken Unicode",
+            f"{where}: this is not UTF-8 text (byte {error.start})",
+            cure="save the file as UTF-8",
         ) from None
     except RecursionError:
         where = f"{path}:{line}" if line is not None else str(path)
-        raise TuluLiteError(f"{where}: JSON nested too deeply to be data rows") from None
+        raise BadRow("broken JSON", f"{where}: JSON nested too deeply to be data rows") from None
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from ..errors import TuluLiteError
 from ..recipe import DataSettings, DataSource, RowFilters
-from .bad import BadRow, reason_of
+from .bad import BadRow
 from .decontamination import Contamination, EvaluationPrompt
 from .duplicates import ExactDuplicates, NearDuplicates
 from .report import DataReport, Dropped
@@ -88,14 +89,15 @@ class _Way:
             )
 
     def parsed(self, entry: DataSource) -> Iterator[Item]:
-        def broken(error: TuluLiteError, file: str, line: int) -> None:
-            self._bad(error, Item(entry.source or entry.label, file, line))
+        def broken(error: BadRow, file: str, line: int) -> None:
+            name = entry.source or (entry.hub if entry.hub is not None else Path(file).stem)
+            self._bad(error, Item(name, file, line))
 
         for row in iterate_rows(entry, seed=self.seed, bad=broken):
             item = Item(row.source, row.file, row.line, row.tags, row=row)
             try:
                 item.turns = self.kind.turns(row)
-            except TuluLiteError as error:
+            except BadRow as error:
                 self._bad(error, item)
                 continue
             messages = self.kind.messages(item.turns)
@@ -127,12 +129,12 @@ class _Way:
         waiting = [item for item in items if item.encoded is None]
         try:
             made = dict(zip(map(id, waiting), self.kind.encode(waiting), strict=True)) if waiting else {}
-        except TuluLiteError:
+        except BadRow:
             made = {}
             for item in waiting:
                 try:
                     (made[id(item)],) = self.kind.encode([item])
-                except TuluLiteError as error:
+                except BadRow as error:
                     self._bad(error, item)
         return [
             (item, encoded)
@@ -159,13 +161,13 @@ class _Way:
             return self._drop(f"longer than {filters.max_tokens} tokens", item, f"{length} tokens")
         return True
 
-    def _bad(self, error: TuluLiteError, item: Item) -> None:
+    def _bad(self, error: BadRow, item: Item) -> None:
         if self.rules.bad_rows == "stop":
-            if isinstance(error, BadRow) and "bad_rows" not in error.cure:
-                cure = f"{error.cure}; or set `bad_rows: drop`" if error.cure else "set `bad_rows: drop`"
-                raise BadRow(error.reason, error.what, error.why, cure) from None
-            raise error
-        self._drop(reason_of(error), item, error.what.removeprefix(f"{item.where}: "))
+            cure = f"{error.cure}; " if error.cure else ""
+            if "bad_rows" not in cure:
+                cure += "`bad_rows: drop` leaves such rows out"
+            raise BadRow(error.reason, error.what, error.why, cure.removesuffix("; ")) from None
+        self._drop(error.reason, item, error.what.removeprefix(f"{item.where}: "))
 
     def _drop(self, reason: str, item: Item, why: str = "") -> bool:
         text = (

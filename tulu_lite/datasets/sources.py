@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from ..errors import TuluLiteError
 from ..recipe import DataSource
 from . import formats
+from .bad import BadRow
 from .placeholders import look_up, render
-from .readers import Bad, _raise, data_files, read_file, read_hub, read_jsonl
+from .readers import Bad, raise_, data_files, read_file, read_hub, read_jsonl
 
 __all__ = ["Row", "iterate_rows", "load_rows", "prompt_key", "read_jsonl", "select", "unit_hash"]
 
@@ -57,7 +58,7 @@ def load_rows(sources: Sequence[DataSource], *, seed: int) -> list[Row]:
     return [row for entry in sources for row in [*iterate_rows(entry, seed=seed)] * entry.repeat]
 
 
-def iterate_rows(entry: DataSource, *, seed: int, bad: Bad = _raise) -> Iterator[Row]:
+def iterate_rows(entry: DataSource, *, seed: int, bad: Bad = raise_) -> Iterator[Row]:
     """The source's rows in order, after its share and limit. With `streaming` they are never all in memory.
 
     bad: told of each broken row. Raises TuluLiteError for a file that is missing or empty, or when none is left.
@@ -83,7 +84,7 @@ def _in_share(entry: DataSource, bad: Bad) -> Iterator[Row]:
     for row in _read(entry, bad):
         try:
             key = prompt_key(row)
-        except TuluLiteError as error:
+        except BadRow as error:
             bad(error, row.file, row.line)
             continue
         if low <= unit_hash(key) < high:
@@ -156,7 +157,8 @@ def _as_rows(
     line = 0
     for line, data in numbered:
         if not isinstance(data, dict):
-            error = TuluLiteError(
+            error = BadRow(
+                "no object",
                 f'{file}:{line}: a row is an object such as {{"prompt": "..."}}, but this one is '
                 f"{json.dumps(data, default=str)[:60]}",
                 cure="write one object with named fields for each row",
