@@ -277,6 +277,9 @@ class StepContext:
                 if name != "step" and isinstance(value, (int, float))
             ]
             self.ledger.set_metrics(self.step.key, values)
+            counts = validation_file(self.dir, int(summary.get("step", -1)))
+            if "validation" in summary and counts.exists():  # of several, the one of the weights that go on
+                write_atomic(self.dir / "validation.jsonl", counts.read_bytes())
             write_json(self.step.result_file, result)
             self.ledger.end_step(self.step.key, "done", summary=summary)
         self.finished = True

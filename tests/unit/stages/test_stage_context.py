@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from tulu_lite.errors import TuluLiteError
 from tulu_lite.pipeline.expand import expand
 from tulu_lite.pipeline.ledger import Ledger
 from tulu_lite.pipeline.lock import exclusive
-from tulu_lite.pipeline.protocol import RUN_VARIABLE
+from tulu_lite.pipeline.protocol import RUN_VARIABLE, SHARED_VARIABLE, read_validation
 from tulu_lite.pipeline.steps import Step
 from tulu_lite.recipe import EvaluateStage, RlvrStage, SftStage, load_recipe
 from tulu_lite.rollout.process import start_time
@@ -272,3 +273,107 @@ def test_progress_is_written_and_rated_from_what_this_process_did(
         assert state["rate"] > 0
         ctx.finish(summary={})
     assert "50/50 steps" in capsys.readouterr().out
+
+
+# A stage of several runs
+
+
+def open_rl(project: Path, *more: str) -> Any:
+    finish_sft(project)
+    return step_context(RlvrStage, arguments(project, "--stage", "rl", *more))
+
+
+def finish_sft(project: Path) -> None:
+    step = steps(project)["sft"]
+    step.folder.mkdir(parents=True, exist_ok=True)
+    step.result_file.write_text(json.dumps({"model": "model", "summary": {}}))
+
+
+def test_a_run_is_named_by_its_seed_or_its_name(project: Path) -> None:
+    with open_rl(project, "--seed", "5") as ctx:
+        assert (ctx.step.id, ctx.seed, ctx.total_steps, ctx.start_from) == ("rl/seed-5", 5, 2, None)
+        assert ctx.adapter_name == f"rl-{ctx.step.key[:12]}"
+        ctx.finish(summary={})
+    with open_rl(
+        project,
+        "--run",
+        "sampling.temperature=0.5/seed-4",
+        "--set",
+        "stages.rl.sweep={sampling.temperature: [0.5]}",
+    ) as ctx:
+        assert ctx.stage.sampling.temperature == 0.5
+        assert ctx.stage.sweep is None
+        ctx.finish(summary={})
+
+
+def test_the_server_is_shared_when_the_runner_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, shared in ((None, False), ("0", False), ("1", True)):
+        monkeypatch.delenv(SHARED_VARIABLE, raising=False)
+        if value is not None:
+            monkeypatch.setenv(SHARED_VARIABLE, value)
+        with open_rl(project, "--seed", "4") as ctx:
+            assert ctx.shares_server is shared
+            (ctx.dir / "result.json").unlink(missing_ok=True)
+            ctx.finished = True
+
+
+def test_validations_are_kept_by_item_and_the_one_that_counts_is_told(project: Path) -> None:
+    with open_rl(project, "--seed", "4") as ctx:
+        told = ctx.validated(1, "accuracy", {"a": 1.0, "b": 0.0, "c": None})
+        assert told == {"metric": "accuracy", "value": 0.5, "better": "higher"}
+        assert ctx.validated(2, "accuracy", {"a": 1.0, "b": 1.0, "c": 0.0})["value"] == pytest.approx(2 / 3)
+        assert math.isnan(ctx.validated(3, "accuracy", {"a": None})["value"])
+        ctx.finish(summary={"validation": told, "step": 1})
+    folder = steps(project)["rl/seed-4"].folder
+    assert read_validation(folder / "validation.jsonl") == {"a": 1.0, "b": 0.0}
+    lines = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    assert lines[2] == {"id": "c", "value": None}
+
+
+def test_a_run_far_behind_another_is_told_to_end(project: Path) -> None:
+    rule = ["--set", "stages.rl.stop_early={after_steps: 10, margin: 0.1}", "--set", "stages.rl.steps=40"]
+    with open_rl(project, "--seed", "4", *rule) as ctx:
+        for step in (5, 10, 20, 40):
+            ctx.validated(step, "accuracy", {f"p{n}": float(n < 60) for n in range(100)})
+            assert ctx.hopeless(step, 0.6) == ""  # nothing to compare with
+        ctx.finish(summary={})
+    with open_rl(project, "--seed", "5", *rule) as ctx:
+        for step in (5, 10, 15, 40):
+            ctx.validated(step, "accuracy", {f"p{n}": float(n < 20) for n in range(100)})
+        assert ctx.hopeless(5, 0.2) == ""  # too early
+        assert ctx.hopeless(15, 0.2) == ""  # the other has not validated there
+        assert ctx.hopeless(40, 0.2) == ""  # the last step ends it anyway
+        why = ctx.hopeless(10, 0.2)
+        assert "0.2 at step 10" in why and "0.4 [" in why and "rl/seed-4" in why
+        ctx.finish(summary={})
+    with open_rl(project, "--seed", "5") as ctx:
+        ctx.validated(1, "accuracy", {"p1": 0.0})
+        assert ctx.hopeless(1, 0.0) == ""  # no rule
+        ctx.finish(summary={})
+
+
+def test_a_longer_run_starts_at_the_last_save_of_the_one_before(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = ["--run", "seed-4+6", "--set", "stages.rl.extend=[{run: seed-4, steps: 6}]"]
+    assert refused_run(project, *longer) == 2
+    assert "needs the result of rl/seed-4" in capsys.readouterr().err
+    first = steps(project)["rl/seed-4"]
+    first.folder.mkdir(parents=True)
+    first.result_file.write_text(json.dumps({"model": "model", "summary": {}}))
+    with pytest.raises(SystemExit) as ended, open_rl(project, *longer) as ctx:
+        _ = ctx.start_from
+    assert ended.value.code == 2
+    assert "goes on from where rl/seed-4 ended, and that left no save" in capsys.readouterr().err
+    for number in (1, 2):
+        (first.folder / "checkpoints" / f"step-00000{number}").mkdir(parents=True)
+    with open_rl(project, *longer) as ctx:
+        assert ctx.start_from == first.folder / "checkpoints" / "step-000002"
+        assert ctx.total_steps == 8
+        assert ctx.init_model == str(steps(project)["sft"].folder / "model")
+        ctx.finish(summary={})
+
+
+def refused_run(project: Path, *more: str) -> int | str | None:
+    finish_sft(project)
+    return refused(project, RlvrStage, "--stage", "rl", *more)
