@@ -151,7 +151,7 @@ def comparison_markdown(rows: Sequence[RunRow]) -> str:
         own = [row for row in rows if row.stage == stage]
         lines += ["", _title(own[0])[0].upper() + _title(own[0])[1:] + ".", ""]
         lines += [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
-        lines += [f"| {' | '.join(_cells(row))} |" for row in own]
+        lines += [f"| {' | '.join(cell.replace('|', '/') for cell in _cells(row))} |" for row in own]
     return "\n".join(lines) + "\n" if lines else ""
 
 
