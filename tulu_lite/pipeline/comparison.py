@@ -207,6 +207,8 @@ def _draw(axis: Any, rows: Sequence[RunRow]) -> None:
         axis.set_xlabel(runs[0].setting.partition("=")[0])
         if min(means) > 0 and max(means) / min(means) >= 10:
             axis.set_xscale("log")
+        axis.set_xticks(sorted(means), [f"{place:g}" for place in sorted(means)])
+        axis.minorticks_off()
     else:
         axis.set_xticks(range(len(ticks)), ticks, rotation=30, ha="right", fontsize="small")
     axis.set_title(f"{rows[0].stage}: validation {rows[0].metric}{' in %' if scale == 100 else ''}")

@@ -9,21 +9,17 @@ from typing import Any
 
 from ..datasets.prompts import load_prompts
 from ..files import atomic_file
-from ..judging import judging, response_row
+from ..judging import response_row
 from ..recipe import EvaluateStage
 from ..records import RolloutGroup
 from ..rollout.client import Sampling
 from ..statistics import mean, pass_at_k, proportion
-from .context import StepContext, step_context
-from .sampling import Sampler, open_sampler
+from .context import StepContext
+from .sampling import Sampler, sampling_step
 
 
 def main() -> None:
-    with (
-        step_context(EvaluateStage) as ctx,
-        open_sampler(ctx) as sampler,
-        judging(ctx.recipe, ctx.stage.max_error_share) as judge,
-    ):
+    with sampling_step(EvaluateStage) as (ctx, sampler, judge):
         stage: EvaluateStage = ctx.stage
         prompts = load_prompts(
             stage.data,

@@ -13,20 +13,14 @@ from typing import Any
 
 from ..datasets.pairs import write_pairs
 from ..errors import TuluLiteError
-from ..judging import judging
 from ..recipe import PreferencesStage
 from ..records import PreferencePair, Rollout, RolloutGroup
-from .context import step_context
 from .pooling import PooledGroup, pooled_groups
-from .sampling import open_sampler
+from .sampling import sampling_step
 
 
 def main() -> None:
-    with (
-        step_context(PreferencesStage) as ctx,
-        open_sampler(ctx) as sampler,
-        judging(ctx.recipe, ctx.stage.max_error_share) as judge,
-    ):
+    with sampling_step(PreferencesStage) as (ctx, sampler, judge):
         stage: PreferencesStage = ctx.stage
         pooled = pooled_groups(ctx, sampler, judge)
 

@@ -18,23 +18,18 @@ from ..datasets.responses import ResponseRow, write_responses
 from ..datasets.sources import load_rows
 from ..datasets.turns import conversation_turns
 from ..errors import TuluLiteError
-from ..judging import judging
 from ..recipe import RejectStage
 from ..records import Rollout
-from .context import StepContext, step_context
+from .context import StepContext
 from .pooling import PooledGroup, Ranking, pooled_groups
-from .sampling import open_sampler
+from .sampling import sampling_step
 
 Item = TypeVar("Item")
 RUN = 5  # words of a run, by which near duplicates are told
 
 
 def main() -> None:
-    with (
-        step_context(RejectStage) as ctx,
-        open_sampler(ctx) as sampler,
-        judging(ctx.recipe, ctx.stage.max_error_share) as judge,
-    ):
+    with sampling_step(RejectStage) as (ctx, sampler, judge):
         stage: RejectStage = ctx.stage
         ranking = None if stage.rank_by is None else Ranking(stage.rank_by, lambda one: passes(one, stage))
         pooled = pooled_groups(ctx, sampler, judge, ranking)

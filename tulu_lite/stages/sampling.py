@@ -6,12 +6,14 @@ import copy
 import os
 import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..datasets.chat import ChatTemplate, load_tokenizer
+from ..judging import Judge, judging
 from ..pipeline.models import local_model
 from ..pipeline.protocol import SERVER_VARIABLE
 from ..pipeline.sizes import context_length
@@ -23,7 +25,7 @@ from ..rollout.everywhere import load_everywhere, next_version, push_everywhere
 from ..rollout.fleet import open_servers
 from ..rollout.lease import own_weights
 from ..rollout.sleeping import put_to_sleep, wake
-from .context import StepContext
+from .context import StepContext, step_context
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +94,18 @@ class Sampler:
         bound.client.decode, bound.template, bound.context = template.decode, template, context
         return bound
 
+    def submit(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        on_group: Callable[[RolloutGroup], None],
+        positions: Sequence[int],
+    ) -> Future[list[RolloutGroup]]:
+        """`generate` in the background; cancelling the future ends it. on_group is called in the client's thread."""
+        stopping = replace(sampling, stop_token_ids=self.template.end_token_ids)
+        return self.client.submit(prompts, stopping, on_group, positions)
+
     # Where the server and training take turns on the same GPUs
 
     def sleep(self, is_main: bool) -> None:
@@ -110,13 +124,23 @@ class Sampler:
         """Have the server sample from the model of a folder; it reads the files itself."""
         load_everywhere(self.client, Path(model), next_version(self.client))
 
-    def push(self, weights: Iterable[tuple[str, torch.Tensor]], is_main: bool) -> None:
+    def next_version(self) -> int:
+        """The version that weights pushed next are to have: of the server, or of the bound adapter."""
+        name = self.client.adapter
+        if name is None:
+            return next_version(self.client)
+        held = [member.adapters() for member in self.client.living()]
+        return 1 + max((adapters[name].version for adapters in held if name in adapters), default=0)
+
+    def push(
+        self, weights: Iterable[tuple[str, torch.Tensor]], is_main: bool, version: int | None = None
+    ) -> None:
         """Have the server sample from these weights. Every process calls it: sharded weights are gathered one by one
         as they are read, which all processes take part in, and so they do where the server's weights can only be proven
-        by the model's log-probabilities (training.whole.WholeWeights)."""
+        by the model's log-probabilities (training.whole.WholeWeights). version: by default the next one."""
         if is_main:
             try:
-                push_everywhere(self.client, weights, next_version(self.client))
+                push_everywhere(self.client, weights, version or next_version(self.client))
             finally:
                 getattr(weights, "done", lambda: None)()
         else:
@@ -142,8 +166,11 @@ class Sampler:
         """
 
         def push() -> int:
-            version = next_version(self.client)
-            push_everywhere(self.client, weights(), version)
+            version, tensors = next_version(self.client), weights()
+            try:
+                push_everywhere(self.client, tensors, version)
+            finally:
+                getattr(tensors, "done", lambda: None)()
             return version
 
         def held() -> int:
@@ -168,14 +195,13 @@ class Sampler:
         bound.client = self.client.with_adapter(name)
         return bound
 
-    def push_adapter(self, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+    def push_adapter(
+        self, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], version: int | None = None
+    ) -> None:
         """Have the server sample from its model with these adapters, for a sampler made by with_adapter."""
         name = self.client.adapter
         assert name is not None
-        versions = [
-            member.adapters()[name].version for member in self.client.living() if name in member.adapters()
-        ]
-        push_adapter(self.client, tensors.items(), config, name, max(versions, default=0) + 1)
+        push_adapter(self.client, tensors.items(), config, name, version or self.next_version())
 
     def drop_adapter(self) -> None:
         """Have the server forget the adapter of a sampler made by with_adapter."""
@@ -183,12 +209,42 @@ class Sampler:
             drop_adapter(self.client, self.client.adapter)
 
 
+@dataclass(frozen=True)
+class Unserved:
+    """What a stage that trains on recorded samples needs in a sampler's place: nothing is sampled, no server is there."""
+
+    template: ChatTemplate
+    context: int
+
+    @classmethod
+    def of(cls, ctx: StepContext) -> Unserved:
+        return cls(_template(ctx), context_length(ctx.recipe))
+
+    @property
+    def pad_id(self) -> int:
+        return self.template.pad_id
+
+
+def _template(ctx: StepContext) -> ChatTemplate:
+    tokenizer = load_tokenizer(ctx.recipe.model, ctx.recipe.revision)
+    return ChatTemplate.load(ctx.recipe.chat_template, tokenizer, ctx.recipe.model)
+
+
+@contextmanager
+def sampling_step(stage_class: type) -> Iterator[tuple[StepContext, Sampler, Judge]]:
+    """What a stage that samples and judges begins with: its step, the policy's sampler, and the verifiers."""
+    with (
+        step_context(stage_class) as ctx,
+        open_sampler(ctx) as sampler,
+        judging(ctx.recipe, ctx.stage.max_error_share) as judge,
+    ):
+        yield ctx, sampler, judge
+
+
 @contextmanager
 def open_sampler(ctx: StepContext) -> Iterator[Sampler]:
     """The run's server when there is one, else (a stage run by hand) one of this process's own, for as long."""
-    template = ChatTemplate.load(
-        ctx.recipe.chat_template, load_tokenizer(ctx.recipe.model, ctx.recipe.revision), ctx.recipe.model
-    )
+    template = _template(ctx)
     context = context_length(ctx.recipe)
     level = ctx.recipe.server.sleep_level if ctx.recipe.server.colocate else 0
     state_file = os.environ.get(SERVER_VARIABLE)
