@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import TuluLiteError
+from .head import Scaling, chunk_rows, logit_dtype, plain_weight, tiled_logprobs, tiled_sum
+from .packing import Packing, packed_row, segments_of
 
 Entropy = Literal["none", "measured", "trained"]
 
@@ -25,12 +27,13 @@ class LogprobModel(nn.Module):
     """A causal language model whose forward pass gives log-probabilities instead of logits.
 
     Being a module, it is what DDP, FSDP or DeepSpeed wraps, so that their forward hooks run. `causal_lm` is the
-    transformers model, or the PeftModel around it.
+    transformers model, or the PeftModel around it. packing: how rows of several lengths go through it (see
+    training.packing); the result is the same. liger: sums of log-probabilities by Liger's kernel.
     """
 
-    def __init__(self, causal_lm: nn.Module) -> None:
+    def __init__(self, causal_lm: nn.Module, packing: Packing = "bucket", liger: bool = False) -> None:
         super().__init__()
-        self.causal_lm = causal_lm
+        self.causal_lm, self.packing, self.liger = causal_lm, packing, liger
 
     @property
     def wrapped(self) -> nn.Module:
@@ -60,26 +63,51 @@ class LogprobModel(nn.Module):
         chunk_tokens: int,
         temperature: float,
         entropy: Entropy = "none",
+        summed: bool = False,
     ) -> Tensor:
-        """[B, T-1]; see token_logprobs. With entropy [2, B, T-1]; see token_logprobs_and_entropy."""
+        """[B, T-1], or with `summed` their sum; see token_logprobs and summed_logprobs. With entropy [2, B, T-1]; see
+        token_logprobs_and_entropy."""
         if mask is None:
             mask = attention[:, 1:]
-        base = self.base
-        # Padding is on the right and attention is causal, so no real token ever sees it: no mask is needed.
-        hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, D]
         wanted = F.pad(mask, (0, 1)).reshape(-1).nonzero().squeeze(1)  # [N] places in [B * T]
-        out = hidden.new_zeros(ids.numel(), dtype=_logit_dtype(hidden.dtype))
         nothing = wanted.numel() == 0
         if nothing:  # every process must use every weight, or those that wait for its gradients wait for ever
             wanted = wanted.new_zeros(1)
         targets = ids.reshape(-1)[wanted + 1]  # [N]
-        # a gather by index_select: its backward pass is one index_add, in a fixed order
-        selected = hidden.reshape(-1, hidden.shape[-1]).index_select(0, wanted)  # [N, D]
-        found = _chunked(base, selected, targets, chunk_tokens, temperature, entropy)  # [N] or [2, N]
+        hidden = self._hidden(ids, attention, wanted)  # [N, D]
+        scaling = _scaling(self.config, temperature)
+        if summed:
+            total = _sum(self.base, hidden, targets, chunk_tokens, scaling, self.liger)
+            return total * 0 if nothing else total
+        found = _chunked(self.base, hidden, targets, chunk_tokens, scaling, entropy)  # [N] or [2, N]
         found = found * 0 if nothing else found
+        out = hidden.new_zeros(ids.numel(), dtype=logit_dtype(hidden.dtype))
         if entropy == "none":
             return out.index_copy(0, wanted, found).view_as(ids)[:, :-1]
         return out.expand(2, -1).index_copy(1, wanted, found).view(2, *ids.shape)[:, :, :-1]
+
+    def _hidden(self, ids: Tensor, attention: Tensor, wanted: Tensor) -> Tensor:
+        """[N, D] last hidden states at the wanted places of [B * T].
+
+        They are gathered by index_select: its backward pass is one index_add, in a fixed order.
+        """
+        model = self.base.base_model
+        if self.packing == "bucket":
+            # Padding is on the right and attention is causal, so no real token ever sees it: no mask is needed.
+            hidden = model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, D]
+            return hidden.reshape(-1, hidden.shape[-1]).index_select(0, wanted)
+        real = attention.reshape(-1).nonzero().squeeze(1)  # places in [B * T] of the packed row's tokens
+        order = torch.zeros(ids.numel(), dtype=torch.long, device=ids.device)
+        order[real] = torch.arange(len(real), device=ids.device)
+        options: dict[str, Any] = {}
+        if self.packing == "varlen":
+            options["segments"] = segments_of(attention.sum(1).tolist(), ids.device)
+        row = ids.reshape(-1)[real][None]
+        with packed_row(self.packing == "varlen"):
+            hidden = model(
+                input_ids=row, position_ids=(real % ids.shape[1])[None], use_cache=False, **options
+            ).last_hidden_state[0]
+        return hidden.index_select(0, order[wanted])
 
 
 def token_logprobs(
@@ -94,14 +122,11 @@ def token_logprobs(
     """[B, T-1] natural log-probability of token t+1 given those up to t, with the logits divided by `temperature`.
 
     model: a LogprobModel, or what DDP, accelerate and the like make of it. ids, attention: [B, T], padded on the
-    right. mask: [B, T-1], where it is wanted (by default every real token); 0 elsewhere. chunk_tokens: tokens whose
-    logits exist at once (more where 16 MiB hold more), in the backward pass too, which computes them again.
+    right. mask: [B, T-1], where it is wanted (by default every real token); 0 elsewhere. chunk_tokens: at most so many
+    tokens' logits exist at once (more where 16 MiB hold more), in the backward pass too, which computes them again.
     The result is float32 (float64 for a float64 model). Raises TuluLiteError for padding on the left.
     """
-    if ids.shape[0] and bool((attention[:, 1:] > attention[:, :-1]).any()):
-        raise TuluLiteError(
-            "token_logprobs: a batch is padded on the left or in the middle", cure="pad it on the right"
-        )
+    _padded_right(attention)
     return model(ids, attention, mask, chunk_tokens, temperature)
 
 
@@ -118,29 +143,78 @@ def token_logprobs_and_entropy(
     """token_logprobs, and beside it [B, T-1] the exact entropy -sum_v p_v log p_v of the distribution that each token
     was drawn from, at the same temperature and from the same logits. trained: with its gradient, for an entropy bonus.
     """
-    if ids.shape[0] and bool((attention[:, 1:] > attention[:, :-1]).any()):
-        raise TuluLiteError("token_logprobs: a batch is padded on the left", cure="pad it on the right")
+    _padded_right(attention)
     both = model(ids, attention, mask, chunk_tokens, temperature, "trained" if trained else "measured")
     return both[0], both[1]
 
 
+def summed_logprobs(
+    model: nn.Module, ids: Tensor, attention: Tensor, *, chunk_tokens: int, mask: Tensor
+) -> Tensor:
+    """The sum of token_logprobs over the mask [B, T-1] of zeros and ones: quicker, since its gradient is computed while
+    the logits are there. Its backward pass runs once."""
+    _padded_right(attention)
+    return model(ids, attention, mask, chunk_tokens, 1.0, "none", True)
+
+
+def _padded_right(attention: Tensor) -> None:
+    if attention.shape[0] and bool((attention[:, 1:] > attention[:, :-1]).any()):
+        raise TuluLiteError(
+            "token_logprobs: a batch is padded on the left or in the middle", cure="pad it on the right"
+        )
+
+
+def _sum(
+    base: Any, hidden: Tensor, targets: Tensor, chunk_tokens: int, scaling: Scaling, liger: bool
+) -> Tensor:
+    head = base.get_output_embeddings()
+    weight = plain_weight(head)
+    if weight is None or _few(base, targets):
+        return _chunked(base, hidden, targets, chunk_tokens, scaling).sum()
+    if liger:
+        return _liger_sum(hidden, weight, head.bias, targets, scaling)
+    return tiled_sum(hidden, weight, head.bias, targets, scaling, chunk_tokens)
+
+
+def _liger_sum(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scaling: Scaling
+) -> Tensor:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    return -liger_fused_linear_cross_entropy(
+        hidden * scaling.factor if scaling.factor != 1.0 else hidden,
+        weight,
+        targets,
+        bias=bias,
+        reduction="sum",
+        softcap=scaling.cap,
+        accum_dtype=torch.float32,
+    )
+
+
+def _few(base: Any, targets: Tensor) -> bool:
+    """Whether all logits together are so few that keeping them costs less than computing them again."""
+    return len(targets) * base.config.get_text_config().vocab_size <= LEAST_CHUNK_ELEMENTS
+
+
 def _chunked(
-    base: Any,
-    hidden: Tensor,
-    targets: Tensor,
-    chunk_tokens: int,
-    temperature: float,
-    entropy: Entropy = "none",
+    base: Any, hidden: Tensor, targets: Tensor, chunk_tokens: int, scaling: Scaling, entropy: Entropy = "none"
 ) -> Tensor:
     """[N], with entropy [2, N], from hidden [N, D] and targets [N]."""
     head = base.get_output_embeddings()
-    chunk = max(chunk_tokens, LEAST_CHUNK_ELEMENTS // base.config.get_text_config().vocab_size)
-    if len(targets) <= chunk:
-        return _logprobs(head, base.config, hidden, targets, temperature, entropy)
+    if _few(base, targets):
+        return _logprobs(head, hidden, targets, scaling, entropy)
+    weight = plain_weight(head)
+    if weight is not None and entropy == "none":
+        return tiled_logprobs(hidden, weight, head.bias, targets, scaling, chunk_tokens)
     parts = []
+    chunk = chunk_rows(hidden, base.config.get_text_config().vocab_size, chunk_tokens)
     for start in range(0, len(targets), chunk):
         rows = slice(start, start + chunk)
-        arguments = (head, base.config, hidden[rows], targets[rows], temperature, entropy)
+        arguments = (head, hidden[rows], targets[rows], scaling, entropy)
         if torch.is_grad_enabled():
             parts.append(checkpoint(_logprobs, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
@@ -149,14 +223,11 @@ def _chunked(
 
 
 def _logprobs(
-    head: nn.Module, config: Any, hidden: Tensor, targets: Tensor, temperature: float, entropy: Entropy
+    head: nn.Module, hidden: Tensor, targets: Tensor, scaling: Scaling, entropy: Entropy = "none"
 ) -> Tensor:
     """[N], with entropy [2, N]. The head is called as a module, so that engines which gather its weight when it is called do so."""
     logits = head(hidden)  # [N, V]
-    logits = _as_model_scales(logits, config)
-    logits = logits.to(_logit_dtype(logits.dtype))
-    if temperature != 1.0:
-        logits = logits / temperature
+    logits = scaling.apply(logits.to(logit_dtype(logits.dtype)))
     logprobs = -F.cross_entropy(logits, targets, reduction="none")
     if entropy == "none":
         return logprobs
@@ -166,17 +237,14 @@ def _logprobs(
     return torch.stack([logprobs, logits.logsumexp(-1) - mean])
 
 
-def _as_model_scales(logits: Tensor, config: Any) -> Tensor:
+def _scaling(config: Any, temperature: float) -> Scaling:
     """What some models do to their logits after the head. load_model proves that nothing is missing here."""
     config = config.get_text_config()
-    if scaling := getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / scaling
+    factor = 1.0
+    if divisor := getattr(config, "logits_scaling", None):  # Granite
+        factor /= divisor
     if scale := getattr(config, "logit_scale", None):  # Cohere
-        logits = logits * scale
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
-        logits = torch.tanh(logits / cap) * cap
-    return logits
-
-
-def _logit_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+        factor *= scale
+    return Scaling(
+        factor, getattr(config, "final_logit_softcapping", None) or None, temperature
+    )  # cap: Gemma 2

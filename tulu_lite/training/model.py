@@ -15,7 +15,8 @@ from transformers.utils import logging as hf_logging
 
 from ..errors import TuluLiteError
 from ..recipe.training import LoraSettings
-from .logprobs import LogprobModel, token_logprobs
+from .logprobs import LogprobModel
+from .proof import check_logprobs
 from .sharding import whole
 from .zero import gathered, is_zero
 
@@ -42,7 +43,7 @@ def load_model(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    _check_logprobs(model, str(name))
+    check_logprobs(model, str(name))
     if lora is None:
         return LogprobModel(model)
     return LogprobModel(_with_adapters(model, lora, str(name)))
@@ -94,26 +95,6 @@ def without_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-@torch.no_grad()
-def _check_logprobs(model: Any, name: str) -> None:
-    """On four tokens, our log-probabilities in training mode are those of the model's own forward pass in evaluation."""
-    if any(parameter.is_meta or hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        return  # sharded from the start: it cannot run before the engine is there
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.tensor([[1, 2, 3, 5]], device=model.device) % vocabulary
-    ours = token_logprobs(LogprobModel(model), ids, torch.ones_like(ids), chunk_tokens=8)
-    model.eval()
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    model.train()
-    theirs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-    if not torch.allclose(ours, theirs, atol=1e-3):
-        raise TuluLiteError(
-            f"{name}: a {type(model).__name__} treats its logits, or training mode, in a way that is not supported",
-            why=f"its own log-probabilities differ by {(ours - theirs).abs().max():.3g} from those that training would use",
-            cure="use a model of another architecture",
-        )
 
 
 def _with_adapters(model: Any, lora: LoraSettings, name: str) -> Any:

@@ -1,0 +1,211 @@
+"""Sequences packed end to end without padding, none of which sees another; positions restart with each.
+
+B sequences, N their tokens in all, H heads, D their size, T tokens of the longest sequence of a group.
+
+All of a layer but attention treats each token by itself, so a packed row [1, N] needs care in attention alone:
+
+    varlen  each sequence by itself: torch's variable-length flash kernels for 16-bit types on a GPU, else groups of
+            sequences of like length through scaled_dot_product_attention
+    block   one attention over all N tokens under a block-diagonal mask [N, N]: dear, but any architecture with
+            transformers' masks can do it
+    bucket  no packing: rows padded to the longest of a micro-batch of like lengths
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from ..errors import TuluLiteError
+
+Packing = Literal["bucket", "varlen", "block"]
+VARLEN = "tulu_lite_varlen"  # what transformers calls our attention
+WASTE = 0.125  # of a group of sequences, the share of the longest that the shortest may lack
+_packed: ContextVar[bool] = ContextVar("packed", default=False)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences first ... first + count - 1 of a packed row, which go through attention together.
+
+    start, end: their tokens in the row. into: [count * T] place in start:end of each padded token (padding takes
+    the first token: no real token sees it). back: [end - start] place among the padded tokens of each real one.
+    Both None where all have T tokens."""
+
+    start: int
+    end: int
+    count: int
+    longest: int
+    into: Tensor | None
+    back: Tensor | None
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the sequences of a packed row begin and end. edges: [B + 1] int32, from 0 to N."""
+
+    edges: Tensor
+    longest: int
+    groups: tuple[Group, ...]
+
+
+def segments_of(lengths: Sequence[int], device: torch.device) -> Segments:
+    """Of sequences that lie one after another in a row. Best where neighbours have like lengths."""
+    edges = [0]
+    for length in lengths:
+        edges.append(edges[-1] + length)
+    groups = []
+    for first, last in like_lengths(lengths):
+        groups.append(_group(lengths[first:last], edges[first], device))
+    return Segments(
+        torch.tensor(edges, dtype=torch.int32, device=device), max(lengths, default=0), tuple(groups)
+    )
+
+
+def like_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbours [first, last) whose shortest lacks at most WASTE of the longest: together they cover all, in order."""
+    runs: list[tuple[int, int]] = []
+    first = low = high = 0
+    for place, length in enumerate(lengths):
+        if place > first and min(low, length) < (1 - WASTE) * max(high, length):
+            runs.append((first, place))
+            first = place
+        low, high = (length, length) if place == first else (min(low, length), max(high, length))
+    return [*runs, (first, len(lengths))] if lengths else []
+
+
+def _group(lengths: Sequence[int], start: int, device: torch.device) -> Group:
+    total, longest = sum(lengths), max(lengths)
+    if total == longest * len(lengths):
+        return Group(start, start + total, len(lengths), longest, None, None)
+    each = torch.tensor(lengths, device=device)
+    place = torch.arange(longest, device=device)
+    real = place < each[:, None]  # [count, T]
+    into = torch.where(real, (each.cumsum(0) - each)[:, None] + place, 0).reshape(-1)
+    back = real.reshape(-1).nonzero().squeeze(1)
+    return Group(start, start + total, len(lengths), longest, into, back)
+
+
+@contextmanager
+def packed_row(without_mask: bool) -> Iterator[None]:
+    """Within it, models with our attention make no mask: each layer is given `segments` instead."""
+    token = _packed.set(without_mask)
+    try:
+        yield
+    finally:
+        _packed.reset(token)
+
+
+def _mask(*args: Any, **kwargs: Any) -> Any:
+    return None if _packed.get() else sdpa_mask(*args, **kwargs)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [1, H, N, D], key and value [1, fewer H, N, D] -> [1, N, H, D].
+
+    Without `segments` (rows that are not packed) it is transformers' own sdpa.
+    """
+    segments: Segments | None = options.pop("segments", None)
+    if segments is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+    for name in ("softcap", "s_aux", "position_bias"):
+        if options.get(name) is not None:
+            raise TuluLiteError(
+                f"variable-length attention does not know {name} of {type(module).__name__}",
+                cure="set packing: bucket",
+            )
+    window = options.get("sliding_window")
+    window = window if window is not None and window < segments.longest else None
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [N, H, D]
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        return _flash(q, k, v, segments, scaling, window)[None], None
+    # split, not slices: the backward pass of each slice would fill a whole row with zeros
+    sizes = [group.end - group.start for group in segments.groups]
+    parts = [
+        _grouped(module, own, group, scaling, window)
+        for *own, group in zip(q.split(sizes), k.split(sizes), v.split(sizes), segments.groups, strict=True)
+    ]
+    return torch.cat(parts)[None], None
+
+
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float | None, window: int | None
+) -> Tensor:
+    """[N, H, D] by torch's variable-length kernels (flash attention 2 and 3). A window of W tokens counts the token itself."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = varlen_attn(
+        q.contiguous(),
+        k.contiguous(),
+        v.contiguous(),
+        segments.edges,
+        segments.edges,
+        segments.longest,
+        segments.longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _grouped(
+    module: Any, qkv: Sequence[Tensor], group: Group, scaling: float | None, window: int | None
+) -> Tensor:
+    """[end - start, H, D] of one group's sequences (qkv of the same shape), padded to the longest for attention alone."""
+    rows = []
+    for own in qkv:
+        if group.into is not None:
+            own = own.index_select(0, group.into)
+        rows.append(own.unflatten(0, (group.count, group.longest)).transpose(1, 2))  # [count, H, T, D]
+    mask = None
+    if window is not None and window < group.longest:
+        ones = torch.ones(group.longest, group.longest, dtype=torch.bool, device=rows[0].device)
+        mask = (ones.tril() & ~ones.tril(-window))[None, None]
+    out, _ = sdpa_attention_forward(module, *rows, mask, scaling=scaling, is_causal=True)
+    out = out.flatten(0, 1)  # [count * T, H, D]
+    return out if group.back is None else out.index_select(0, group.back)
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of packed micro-batches of at most max_tokens real tokens, shortest first; a longer item is one by itself.
+
+    Like lengths come together, so that attention's groups are few. The number of micro-batches is the least that a
+    budget of this size allows in this order, and their sizes are near one another.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    full: list[list[int]] = []
+    filled = 0
+    for index in order:
+        if full and filled + lengths[index] <= max_tokens:
+            full[-1].append(index)
+            filled += lengths[index]
+        else:
+            full.append([index])
+            filled = lengths[index]
+    return full
+
+
+AttentionInterface.register(VARLEN, _attention)
+AttentionMaskInterface.register(VARLEN, _mask)
