@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,9 @@ class DataReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain data."""
-        data = asdict(self)
+        counted = {name: dict(value) for name, value in vars(self).items() if isinstance(value, Counter)}
+        by_source = {name: dict(reasons) for name, reasons in self.dropped_of.items()}
+        data = asdict(replace(self, **counted, dropped_of=by_source))  # type: ignore[arg-type]  # asdict breaks counters
         for row in data["rows_dropped"]:
             row.pop("text")
         return data

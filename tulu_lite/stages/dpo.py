@@ -21,9 +21,10 @@ from ..datasets.batching import step_indices, steps_in_all
 from ..datasets.pairs import PairExample
 from ..objectives.dpo import REFERENCE_FREE, preference_losses
 from ..recipe import DpoStage
+from ..training.culprits import places_of
 from ..training.loop import Training
 from ..training.reference import logprobs_under, reference_logprobs
-from ..training.sequences import both_sides, response_logprobs, scored_by_all
+from ..training.sequences import BothSides, response_logprobs, scored_by_all
 from .context import StepContext, step_context
 from .pairing import Pairs, Validation, last_metrics, tokens_of
 
@@ -46,49 +47,53 @@ def train(ctx: StepContext) -> None:
     pairs = Pairs.of(ctx)
     steps = steps_in_all(len(pairs.trained), stage.batch_size, stage.epochs)
     training = Training(ctx, updates=steps)
-    scored = with_reference(ctx, training, pairs)  # before any weight changes
-    trained, held_out = scored[: len(pairs.trained)], scored[len(pairs.trained) :]
+    pad_id = pairs.template.pad_id
+    held_out = list(pairs.held_out.values())
+    # before any weight changes
+    reference_N2, held_out_N2 = (
+        reference_of(ctx, training, some, pad_id) for some in (pairs.trained, held_out)
+    )
     logprobs = partial(
-        response_logprobs, training.model, device=training.device, pad_id=pairs.template.pad_id,
-        chunk_tokens=stage.logits_chunk_tokens,
+        response_logprobs, training.model, device=training.device, pad_id=pad_id, chunk_tokens=stage.logits_chunk_tokens
     )  # fmt: skip
 
     def margins() -> tuple[Tensor, float]:
-        values = scored_by_all(logprobs, both_sides([s.pair for s in held_out]), stage.micro_batch_tokens)
-        losses_N, margin_N, _ = losses_of(stage, values.view(-1, 2), held_out)
+        values_N2 = scored_by_all(logprobs, BothSides(held_out), stage.micro_batch_tokens).view(-1, 2)
+        losses_N, margin_N, _ = losses_of(stage, values_N2, with_reference(held_out, held_out_N2))
         return margin_N, float(losses_N.mean())
 
     validation = Validation(ctx, pairs, margins)
     for step in range(training.resume() + 1, steps + 1):
         began = time.perf_counter()
-        batch = [
-            trained[i] for i in step_indices(len(trained), stage.batch_size, stage.epochs, ctx.seed, step)
-        ]
-        sums = torch.zeros(
-            4, dtype=torch.float64
-        )  # pairs ranked right, margins, gains of chosen and of rejected
+        indices = step_indices(len(pairs.trained), stage.batch_size, stage.epochs, ctx.seed, step)
+        batch = with_reference([pairs.trained[i] for i in indices], reference_N2[indices])
+        # pairs ranked right, margins, gains of chosen and of rejected
+        sums = torch.zeros(4, device=training.device)
 
         def loss_of(items: Sequence[Scored], n: int = len(batch), sums: Tensor = sums) -> Tensor:
             if not items:  # another process has one micro-batch more
-                return logprobs([((pairs.template.pad_id,), (pairs.template.pad_id,))]).sum() * 0.0
-            values_B2 = logprobs(both_sides([item.pair for item in items])).view(-1, 2)
+                return logprobs([((pad_id,), (pad_id,))]).sum() * 0.0
+            values_B2 = logprobs(BothSides([item.pair for item in items])).view(-1, 2)
             losses_B, margin_B, gains_B2 = losses_of(stage, values_B2, items)
-            sums += torch.stack([(margin_B > 0).sum(), margin_B.sum(), *gains_B2.sum(0)]).double().cpu()
+            sums += torch.stack([(margin_B > 0).sum(), margin_B.sum(), *gains_B2.sum(0)])
             return losses_B.sum() / n
 
-        tokens = sum(tokens_of(item.pair) for item in batch)
-        loss, norm, rate = training.update(step, batch, [tokens_of(item.pair) for item in batch], loss_of)
-        totals = training.accelerator.reduce(sums.to(training.device), "sum") / len(batch)
-        right, margin, chosen, rejected = totals.tolist()
+        lengths = [tokens_of(item.pair) for item in batch]
+        loss, norm, rate = training.update(step, batch, lengths, loss_of)
+        right, margin, chosen, rejected = (training.accelerator.reduce(sums, "sum") / len(batch)).tolist()
         seconds = time.perf_counter() - began
         ctx.metrics.log(
-            step, loss=loss, grad_norm=norm, learning_rate=rate, accuracy=right, margin=margin, chosen_gain=chosen,
-            rejected_gain=rejected, tokens=tokens, tokens_per_second=tokens / seconds, pairs_per_second=len(batch) / seconds,
-            **validation.if_due(step, steps),
+            step, partial(places_of, batch), loss=loss, grad_norm=norm, learning_rate=rate, accuracy=right, margin=margin,
+            chosen_gain=chosen, rejected_gain=rejected, tokens=sum(lengths), tokens_per_second=sum(lengths) / seconds,
+            pairs_per_second=len(batch) / seconds, **validation.if_due(step, steps),
         )  # fmt: skip
         ctx.progress(step, steps, loss=loss, accuracy=right)
         training.save_if_due(step, steps)
-    figures = {"pairs": len(trained), **last_metrics(ctx, ("loss", "accuracy", "margin")), "updates": steps}
+    figures = {
+        "pairs": len(pairs.trained),
+        **last_metrics(ctx, ("loss", "accuracy", "margin")),
+        "updates": steps,
+    }
     training.finish(pairs.template, figures | validation.summary(steps))
 
 
@@ -106,32 +111,33 @@ def losses_of(stage: DpoStage, logprobs_B2: Tensor, items: Sequence[Scored]) -> 
     return losses_B, margin_B, gains_B2.detach()
 
 
-def with_reference(ctx: StepContext, training: Training, pairs: Pairs) -> list[Scored]:
-    """All pairs, those held out last, with the reference's log-probabilities."""
-    stage: DpoStage = ctx.stage
-    every = [*pairs.trained, *pairs.held_out.values()]
-    if stage.objective in REFERENCE_FREE:
-        return [Scored(pair, (0.0, 0.0)) for pair in every]
-    name = stage.reference or ctx.step.model
-    key = ctx.step.identity["inputs"][name]
-    folder = None  # where the reference lies when it is another than what training starts from
-    if key != ctx.step.identity["inputs"][ctx.step.model]:
-        folder = ctx.model_of(name)
-    sequences = both_sides(every)
-    values = reference_logprobs(
-        Path(ctx.recipe.output) / "cache" / "reference",
-        key,
-        sequences,
-        lambda: logprobs_under(
-            training, folder, sequences, pairs.template.pad_id,
-            lambda done: ctx.progress(done // 2, len(every), "reference pairs"),
-        ),
-        training.accelerator.mixed_precision,
-    )  # fmt: skip
+def with_reference(pairs: Sequence[PairExample], reference_N2: Tensor) -> list[Scored]:
     return [
         Scored(pair, (chosen, rejected))
-        for pair, (chosen, rejected) in zip(every, values.view(-1, 2).tolist(), strict=True)
+        for pair, (chosen, rejected) in zip(pairs, reference_N2.tolist(), strict=True)
     ]
+
+
+def reference_of(ctx: StepContext, training: Training, pairs: Sequence[PairExample], pad_id: int) -> Tensor:
+    """[N, 2] log-probabilities of each pair's chosen and rejected response under the reference; 0 where there is none."""
+    stage: DpoStage = ctx.stage
+    if stage.objective in REFERENCE_FREE or not pairs:
+        return torch.zeros(len(pairs), 2)
+    inputs, name = ctx.step.identity["inputs"], stage.reference or ctx.step.model
+    other = inputs[name] != inputs[ctx.step.model]  # than the model that training starts from
+    sequences = BothSides(pairs)
+
+    def compute() -> Tensor:
+        return logprobs_under(
+            training, ctx.model_of(name) if other else None, sequences, pad_id,
+            lambda done: ctx.progress(done // 2, len(pairs), "reference pairs"),
+        )  # fmt: skip
+
+    folder = Path(ctx.recipe.output) / "cache" / "reference"
+    # what the last bits hang on too
+    how = (training.accelerator.mixed_precision, training.device.type, stage.micro_batch_tokens)
+    values = reference_logprobs(folder, inputs[name], how, sequences, compute)
+    return values.view(-1, 2)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from ..datasets.batching import step_indices, steps_in_all
 from ..datasets.pairs import PairExample
 from ..objectives.reward import bradley_terry_losses
 from ..recipe import RewardStage
+from ..training.culprits import places_of
 from ..training.loop import Training
 from ..training.scalar import load_scalar_model
-from ..training.sequences import both_sides, scored_by_all, sequence_scalars
+from ..training.sequences import BothSides, scored_by_all, sequence_scalars
 from .context import StepContext, step_context
 from .pairing import Pairs, Validation, last_metrics, tokens_of
 
@@ -37,7 +38,7 @@ def train(ctx: StepContext) -> None:
     rewards = partial(sequence_scalars, training.model, device=training.device, pad_id=pairs.template.pad_id)
 
     def margins() -> tuple[Tensor, float]:
-        sequences = both_sides(list(pairs.held_out.values()))
+        sequences = BothSides(list(pairs.held_out.values()))
         rewards_N2 = scored_by_all(rewards, sequences, stage.micro_batch_tokens).view(-1, 2)
         return rewards_N2[:, 0] - rewards_N2[:, 1], float(losses_of(stage, rewards_N2).mean())
 
@@ -46,28 +47,26 @@ def train(ctx: StepContext) -> None:
         began = time.perf_counter()
         order = step_indices(len(pairs.trained), stage.batch_size, stage.epochs, ctx.seed, step)
         batch = [pairs.trained[i] for i in order]
-        sums = torch.zeros(
-            4, dtype=torch.float64
-        )  # pairs ranked right, margins, rewards of chosen and of rejected
+        # pairs ranked right, margins, rewards of chosen and of rejected
+        sums = torch.zeros(4, device=training.device)
 
         def loss_of(items: Sequence[PairExample], n: int = len(batch), sums: Tensor = sums) -> Tensor:
             if not items:  # another process has one micro-batch more
                 return rewards([((pairs.template.pad_id,), (pairs.template.pad_id,))]).sum() * 0.0
-            rewards_B2 = rewards(both_sides(items)).view(-1, 2)
-            chosen_B, rejected_B = rewards_B2.detach().double().cpu().unbind(1)
-            margin_B = chosen_B - rejected_B
-            sums += torch.stack([(margin_B > 0).sum(), margin_B.sum(), chosen_B.sum(), rejected_B.sum()])
+            rewards_B2 = rewards(BothSides(items)).view(-1, 2)
+            margin_B = rewards_B2.detach()[:, 0] - rewards_B2.detach()[:, 1]
+            sums += torch.stack([(margin_B > 0).sum(), margin_B.sum(), *rewards_B2.detach().sum(0)])
             return losses_of(stage, rewards_B2).sum() / n
 
-        tokens = sum(map(tokens_of, batch))
-        loss, norm, rate = training.update(step, batch, [tokens_of(pair) for pair in batch], loss_of)
-        totals = training.accelerator.reduce(sums.to(training.device), "sum") / len(batch)
-        right, margin, chosen, rejected = totals.tolist()
+        lengths = [tokens_of(pair) for pair in batch]
+        loss, norm, rate = training.update(step, batch, lengths, loss_of)
+        right, margin, chosen, rejected = (training.accelerator.reduce(sums, "sum") / len(batch)).tolist()
         seconds = time.perf_counter() - began
         ctx.metrics.log(
-            step, loss=loss, grad_norm=norm, learning_rate=rate, accuracy=right, margin=margin, chosen_reward=chosen,
-            rejected_reward=rejected, tokens=tokens, tokens_per_second=tokens / seconds,
-            pairs_per_second=len(batch) / seconds, **validation.if_due(step, steps),
+            step, partial(places_of, batch), loss=loss, grad_norm=norm, learning_rate=rate, accuracy=right, margin=margin,
+            chosen_reward=chosen, rejected_reward=rejected, tokens=sum(lengths),
+            tokens_per_second=sum(lengths) / seconds, pairs_per_second=len(batch) / seconds,
+            **validation.if_due(step, steps),
         )  # fmt: skip
         ctx.progress(step, steps, loss=loss, accuracy=right)
         training.save_if_due(step, steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,18 +24,17 @@ FORMAT = 1  # raised when the values of a file come to mean something else
 def reference_logprobs(
     folder: Path,
     model_key: str,
+    how: tuple[Any, ...],
     sequences: Sequence[PromptResponse],
     compute: Callable[[], Tensor],
-    precision: str = "no",
 ) -> Tensor:
     """[S] float32 log pi_ref(response | prompt) of each sequence, from a file in `folder` or, once, from `compute`.
 
-    model_key: names the reference by content. precision: of the computation. The file is named by a hash of these and of
-    all tokens, so that whatever run asks for the same (another beta, another seed) finds it, and nothing stale is used.
+    model_key: names the reference by content. how: it is computed. The file is named by a hash of these and of all
+    tokens, so that whatever run asks for the same (another beta, another seed) finds it, and nothing stale is used.
     Every process calls it.
     """
-    name = hashlib.sha256(repr((FORMAT, model_key, precision, list(sequences))).encode()).hexdigest()[:32]
-    file = folder / f"{name}.safetensors"
+    file = folder / f"{_digest((FORMAT, model_key, how), sequences)}.safetensors"
     known = _read(file, len(sequences))
     if all(part is not None for part in from_all(None if known is None else True)):
         assert known is not None
@@ -44,6 +44,13 @@ def reference_logprobs(
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(file, save({"logprobs": values}))
     return values
+
+
+def _digest(what: tuple[Any, ...], sequences: Sequence[PromptResponse]) -> str:
+    digest = hashlib.sha256(repr(what).encode())
+    for prompt, response in sequences:
+        digest.update(array("q", (len(prompt), len(response), *prompt, *response)).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _read(file: Path, count: int) -> Tensor | None:

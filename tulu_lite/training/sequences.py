@@ -6,7 +6,7 @@ whichever pair they are of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +25,27 @@ def length_of(sequence: PromptResponse) -> int:
     return len(sequence[0]) + len(sequence[1])
 
 
-def both_sides(pairs: Sequence[Any]) -> list[PromptResponse]:
-    """Chosen and rejected of each pair, one after the other: what is made of these [2 B] is viewed as [B, 2]."""
-    return [
-        (pair.prompt_ids, response) for pair in pairs for response in (pair.chosen_ids, pair.rejected_ids)
-    ]
+class BothSides(Sequence[PromptResponse]):
+    """Chosen and rejected of each pair, one after the other: what is made of these [2 B] is viewed as [B, 2].
+
+    Made as they are asked for: pairs may lie on disk."""
+
+    def __init__(self, pairs: Sequence[Any]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return 2 * len(self.pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        pair = self.pairs[index // 2]
+        return pair.prompt_ids, pair.rejected_ids if index % 2 else pair.chosen_ids
+
+    def __iter__(self) -> Iterator[PromptResponse]:
+        for pair in self.pairs:
+            yield pair.prompt_ids, pair.chosen_ids
+            yield pair.prompt_ids, pair.rejected_ids
 
 
 def collate(
