@@ -166,7 +166,8 @@ class _Way:
             cure = f"{error.cure}; " if error.cure else ""
             if "bad_rows" not in cure:
                 cure += "`bad_rows: drop` leaves such rows out"
-            raise BadRow(error.reason, error.what, error.why, cure.removesuffix("; ")) from None
+            what = error.what if item.where in error.what else f"{item.where}: {error.what}"
+            raise BadRow(error.reason, what, error.why, cure.removesuffix("; ")) from None
         self._drop(error.reason, item, error.what.removeprefix(f"{item.where}: "))
 
     def _drop(self, reason: str, item: Item, why: str = "") -> bool:

@@ -15,7 +15,7 @@ from ..recipe import DataSource
 from . import formats
 from .bad import BadRow
 from .placeholders import look_up, render
-from .readers import Bad, raise_, data_files, read_file, read_hub, read_jsonl
+from .readers import Bad, data_files, raise_, read_file, read_hub, read_jsonl
 
 __all__ = ["Row", "iterate_rows", "load_rows", "prompt_key", "read_jsonl", "select", "unit_hash"]
 

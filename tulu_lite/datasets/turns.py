@@ -23,8 +23,8 @@ def conversation_turns(row: Row) -> list[Message]:
     """The row's turns, the last one the assistant's."""
     raw = formats.conversation(row.data, row.entry, row.where)
     if raw is None:
-        completion = _filled(row, row.entry.completion, "completion")
-        return [*prompt_of_text(row), {"role": "assistant", "content": completion}]
+        prompt = prompt_of_text(row)
+        return [*prompt, {"role": "assistant", "content": _filled(row, row.entry.completion, "completion")}]
     turns = _checked(raw, row)
     if turns[-1]["role"] != "assistant":
         raise BadRow(

@@ -29,7 +29,7 @@ from .ledger import Ledger
 from .steps import Step
 
 # Raised when a stage's meaning changes, so that results of the old meaning are not taken for the new.
-FORMAT = 1
+FORMAT = 2
 APART = (
     "name",
     "init",
