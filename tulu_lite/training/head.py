@@ -77,12 +77,15 @@ def tiled_logprobs(
     targets: Tensor,
     scaling: Scaling,
     rows: int | None = None,
-) -> Tensor:
-    """[N] log-probability of each of targets [N] from hidden [N, D], weight [V, D], bias [V].
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """[N] log-probability of each of targets [N] from hidden [N, D], weight [V, D], bias [V]; and with `entropy` the
+    entropy of each distribution [N], else zeros. Both have gradients.
 
     rows: at most so many tokens in a tile.
     """
-    return _Logprobs.apply(hidden, weight, bias, targets, scaling, chunk_rows(hidden, weight.shape[0], rows))  # type: ignore[no-any-return, no-untyped-call]
+    size = chunk_rows(hidden, weight.shape[0], rows)
+    return _Logprobs.apply(hidden, weight, bias, targets, scaling, size, entropy)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def tiled_sum(
@@ -134,10 +137,8 @@ def _softmax_(tile: Tensor) -> Tensor:
     return (top + sums.log()).squeeze(1)
 
 
-def _to_gradient_(p: Tensor, targets: Tensor, slope: Tensor | float) -> Tensor:
-    """From probabilities [n, V] to d log p(target) / d logits, (1[target] - p) * slope, in place."""
-    p.scatter_add_(1, targets[:, None], p.new_full((len(targets), 1), -1.0))
-    return p.mul_(slope).neg_() if isinstance(slope, Tensor) or slope != 1.0 else p.neg_()
+def _is_one(slope: Tensor | float) -> bool:
+    return not isinstance(slope, Tensor) and slope == 1.0
 
 
 class _Gradients:
@@ -181,6 +182,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 class _Logprobs(torch.autograd.Function):
+    """Log-probabilities [N] and, where asked for, entropies [N] (else zeros)."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -190,31 +193,48 @@ class _Logprobs(torch.autograd.Function):
         targets: Tensor,
         scaling: Scaling,
         size: int,
-    ) -> Tensor:
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
         dtype = _compute_dtype(hidden)
-        out = torch.empty(len(hidden), dtype=logit_dtype(dtype), device=hidden.device)
-        log_z = torch.empty_like(out)
+        logprobs = torch.empty(len(hidden), dtype=logit_dtype(dtype), device=hidden.device)
+        log_z, entropy = torch.empty_like(logprobs), torch.zeros_like(logprobs)
         factor = weight.to(dtype)
         for rows in _spans(len(hidden), size):
             tile = _logits(hidden[rows].to(dtype), factor, bias, scaling)
-            out[rows] = tile.gather(1, targets[rows, None]).squeeze(1)
             log_z[rows] = tile.logsumexp(1)
-        ctx.save_for_backward(hidden, weight, bias, targets, log_z)
+            logprobs[rows] = tile.gather(1, targets[rows, None]).squeeze(1) - log_z[rows]
+            if with_entropy:
+                tile.sub_(log_z[rows, None])  # log p
+                entropy[rows] = -(tile.exp() * tile).sum(1)
+        ctx.save_for_backward(hidden, weight, bias, targets, log_z, entropy)
         ctx.scaling, ctx.size, ctx.dtype = scaling, size, dtype
-        return out.sub_(log_z)
+        ctx.set_materialize_grads(False)
+        return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        hidden, weight, bias, targets, log_z = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None, grad_entropy: Tensor | None) -> Any:  # type: ignore[override]
+        hidden, weight, bias, targets, log_z, entropy = ctx.saved_tensors
         gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad[:3])
         factor = weight.to(ctx.dtype)
         for rows in _spans(len(hidden), ctx.size):
             own = hidden[rows].to(ctx.dtype)
             tile = _logits(own, factor, bias, ctx.scaling)
             slope = ctx.scaling.slope(tile)
-            tile = _to_gradient_(tile.sub_(log_z[rows, None]).exp_(), targets[rows], slope)
-            gradients.add(tile.mul_(grad[rows, None]), rows, own, factor)
-        return *gradients.result(), None, None, None
+            tile.sub_(log_z[rows, None])  # log p
+            # d H / d z = -p (log p + H)
+            more = None
+            if grad_entropy is not None:
+                more = (tile + entropy[rows, None]).mul_(tile.exp()).mul_(-grad_entropy[rows, None])
+            tile.exp_()
+            if grad is None:
+                tile.zero_()
+            else:  # d log p(target) / d z = 1[target] - p
+                tile.scatter_add_(1, targets[rows, None], tile.new_full((len(tile), 1), -1.0))
+                tile.mul_(-grad[rows, None])
+            if more is not None:
+                tile.add_(more)
+            gradients.add(tile if _is_one(slope) else tile.mul_(slope), rows, own, factor)
+        return *gradients.result(), None, None, None, None
 
 
 class _Sum(torch.autograd.Function):
@@ -241,7 +261,8 @@ class _Sum(torch.autograd.Function):
             if any(needs):
                 slope = scaling.slope(tile)
                 log_z = _softmax_(tile)
-                gradients.add(_to_gradient_(tile, targets[rows], slope), rows, own, factor)
+                tile.scatter_add_(1, targets[rows, None], tile.new_full((len(tile), 1), -1.0)).neg_()
+                gradients.add(tile if _is_one(slope) else tile.mul_(slope), rows, own, factor)
             else:
                 log_z = tile.logsumexp(1)
             total += (picked - log_z).sum()

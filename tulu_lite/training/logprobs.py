@@ -74,7 +74,7 @@ class LogprobModel(nn.Module):
         if nothing:  # every process must use every weight, or those that wait for its gradients wait for ever
             wanted = wanted.new_zeros(1)
         targets = ids.reshape(-1)[wanted + 1]  # [N]
-        hidden = self._hidden(ids, attention, wanted)  # [N, D]
+        hidden = hidden_at(self.base, self.packing, ids, attention, wanted)  # [N, D]
         scaling = _scaling(self.config, temperature)
         if summed:
             total = _sum(self.base, hidden, targets, chunk_tokens, scaling, self.liger)
@@ -86,28 +86,33 @@ class LogprobModel(nn.Module):
             return out.index_copy(0, wanted, found).view_as(ids)[:, :-1]
         return out.expand(2, -1).index_copy(1, wanted, found).view(2, *ids.shape)[:, :, :-1]
 
-    def _hidden(self, ids: Tensor, attention: Tensor, wanted: Tensor) -> Tensor:
-        """[N, D] last hidden states at the wanted places of [B * T].
+    def probe(self, ids: Tensor, attention: Tensor) -> Tensor:
+        """Numbers [B, T-1] that packing must leave as they are."""
+        return token_logprobs(self, ids, attention, chunk_tokens=64)
 
-        They are gathered by index_select: its backward pass is one index_add, in a fixed order.
-        """
-        model = self.base.base_model
-        if self.packing == "bucket":
-            # Padding is on the right and attention is causal, so no real token ever sees it: no mask is needed.
-            hidden = model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, D]
-            return hidden.reshape(-1, hidden.shape[-1]).index_select(0, wanted)
-        real = attention.reshape(-1).nonzero().squeeze(1)  # places in [B * T] of the packed row's tokens
-        order = torch.zeros(ids.numel(), dtype=torch.long, device=ids.device)
-        order[real] = torch.arange(len(real), device=ids.device)
-        options: dict[str, Any] = {}
-        if self.packing == "varlen":
-            options["segments"] = segments_of(attention.sum(1).tolist(), ids.device)
-        row = ids.reshape(-1)[real][None]
-        with packed_row(self.packing == "varlen"):
-            hidden = model(
-                input_ids=row, position_ids=(real % ids.shape[1])[None], use_cache=False, **options
-            ).last_hidden_state[0]
-        return hidden.index_select(0, order[wanted])
+
+def hidden_at(base: Any, packing: Packing, ids: Tensor, attention: Tensor, wanted: Tensor) -> Tensor:
+    """[N, D] last hidden states of a transformers model at the wanted places of [B * T].
+
+    They are gathered by index_select: its backward pass is one index_add, in a fixed order.
+    """
+    model = base.base_model
+    if packing == "bucket":
+        # Padding is on the right and attention is causal, so no real token ever sees it: no mask is needed.
+        hidden = model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, D]
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, wanted)
+    real = attention.reshape(-1).nonzero().squeeze(1)  # places in [B * T] of the packed row's tokens
+    order = torch.zeros(ids.numel(), dtype=torch.long, device=ids.device)
+    order[real] = torch.arange(len(real), device=ids.device)
+    options: dict[str, Any] = {}
+    if packing == "varlen":
+        options["segments"] = segments_of(attention.sum(1).tolist(), ids.device)
+    row = ids.reshape(-1)[real][None]
+    with packed_row(packing == "varlen"):
+        hidden = model(
+            input_ids=row, position_ids=(real % ids.shape[1])[None], use_cache=False, **options
+        ).last_hidden_state[0]
+    return hidden.index_select(0, order[wanted])
 
 
 def token_logprobs(
@@ -208,8 +213,13 @@ def _chunked(
     if _few(base, targets):
         return _logprobs(head, hidden, targets, scaling, entropy)
     weight = plain_weight(head)
-    if weight is not None and entropy == "none":
-        return tiled_logprobs(hidden, weight, head.bias, targets, scaling, chunk_tokens)
+    if weight is not None:
+        logprobs, entropies = tiled_logprobs(
+            hidden, weight, head.bias, targets, scaling, chunk_tokens, entropy != "none"
+        )
+        if entropy == "none":
+            return logprobs
+        return torch.stack([logprobs, entropies if entropy == "trained" else entropies.detach()])
     parts = []
     chunk = chunk_rows(hidden, base.config.get_text_config().vocab_size, chunk_tokens)
     for start in range(0, len(targets), chunk):
