@@ -46,21 +46,21 @@ def check_logprobs(model: Any, name: str) -> None:
 
 
 def choose_packing(
-    model: LogprobModel, wanted: Packing | Literal["auto"], precision: str, name: str
+    model: Any, wanted: Packing | Literal["auto"], precision: str, name: str
 ) -> tuple[Packing, str]:
     """How this model's batches are made, which it is told, and a sentence about it for the log.
 
     auto: varlen where that is proven to be exact, else bucket. What the recipe asks for by name is proven too.
-    precision: of training ("no", "bf16", "fp16"): on a GPU it decides which kernels have to be proven.
+    model: a LogprobModel or ScalarModel. precision: of training ("no", "bf16", "fp16"): on a GPU it decides which kernels have to be proven.
     Raises TuluLiteError where the way asked for is not exact.
     """
     base, reason = model.base, None
     training = base.training
     model.eval()  # dropout of adapters would hide what is to be seen
     if wanted in ("auto", "varlen"):
-        reason = _enable_varlen(base, precision)
+        reason = _enable_varlen(type(model), base, precision)
     elif wanted == "block":
-        reason = _leak(base, "block", precision)
+        reason = _leak(type(model), base, "block", precision)
     model.train(training)
     if reason is not None and wanted != "auto":
         raise TuluLiteError(
@@ -73,7 +73,7 @@ def choose_packing(
     return model.packing, f"packing: {model.packing} ({WAYS[model.packing]}){why}"
 
 
-def _enable_varlen(model: Any, precision: str) -> str | None:
+def _enable_varlen(kind: Any, model: Any, precision: str) -> str | None:
     """Give the model our attention if that is proven to keep sequences apart; else why not, the model as it was."""
     before = model.config._attn_implementation
     config = model.config.get_text_config()
@@ -84,15 +84,15 @@ def _enable_varlen(model: Any, precision: str) -> str | None:
     if getattr(config, "attention_chunk_size", None):
         return "it attends in chunks of a fixed size"
     model.set_attn_implementation(VARLEN)
-    reason = _leak(model, "varlen", precision)
+    reason = _leak(kind, model, "varlen", precision)
     if reason is not None:
         model.set_attn_implementation(before)
     return reason
 
 
 @torch.no_grad()
-def _leak(model: Any, way: Packing, precision: str) -> str | None:
-    """What tells a packed row from its sequences one by one; None if nothing does."""
+def _leak(kind: Any, model: Any, way: Packing, precision: str) -> str | None:
+    """What tells a packed row from its sequences one by one; None if nothing does. kind: LogprobModel or ScalarModel."""
     if sharded(model):
         return "its weights are spread before the proof that packing is exact can run"
     ids, attention = _sequences(model)
@@ -102,7 +102,7 @@ def _leak(model: Any, way: Packing, precision: str) -> str | None:
     try:
         with torch.autocast(ids.device.type, dtype=narrow, enabled=narrow is not None):
             together, alone, changed = (
-                token_logprobs(LogprobModel(model, how), tokens, attention, chunk_tokens=64)
+                kind(model, how).probe(tokens, attention)
                 for how, tokens in ((way, ids), ("bucket", ids), (way, other))
             )
     except TuluLiteError as error:

@@ -17,7 +17,10 @@ from transformers.utils import logging as hf_logging
 
 from ..errors import TuluLiteError
 from ..recipe.training import LoraSettings
+from .head import logit_dtype
+from .logprobs import hidden_at
 from .model import without_dropout
+from .packing import Packing
 
 HEAD = "score"  # what transformers calls the linear layer over the last hidden states of a decoder
 
@@ -26,12 +29,12 @@ class ScalarModel(nn.Module):
     """A transformers sequence-classification model with one label, whose forward pass gives every token's number.
 
     Being a module, it is what DDP, FSDP or DeepSpeed wraps. `classifier` is the transformers model, or the PeftModel
-    around it.
+    around it. packing: as LogprobModel's.
     """
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: nn.Module, packing: Packing = "bucket") -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.packing = classifier, packing
 
     @property
     def wrapped(self) -> nn.Module:
@@ -57,12 +60,26 @@ class ScalarModel(nn.Module):
         """[B, T], float32 (float64 of a float64 model): the number at each token, which depends on those up to it.
 
         ids: [B, T], padded on the right: attention is causal, so no real token sees padding, and what stands at
-        padding means nothing. attention: [B, T], 1 on real tokens; by default all are.
+        padding is 0. attention: [B, T], 1 on real tokens; by default all are.
         """
-        base = self.base
-        hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, D]
-        scalars = getattr(base, HEAD)(hidden).squeeze(-1)
-        return scalars if scalars.dtype == torch.float64 else scalars.float()
+        real, hidden = self._hidden(ids, attention)
+        scalars = getattr(self.base, HEAD)(hidden).squeeze(-1)  # [N]
+        scalars = scalars.to(logit_dtype(scalars.dtype))
+        return scalars.new_zeros(ids.numel()).index_copy(0, real, scalars).view_as(ids)
+
+    def _hidden(self, ids: Tensor, attention: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Places [N] of the real tokens in [B * T], and their last hidden states [N, D]."""
+        attention = torch.ones_like(ids) if attention is None else attention
+        real = attention.reshape(-1).nonzero().squeeze(1)
+        return real, hidden_at(self.base, self.packing, ids, attention, real)
+
+    def probe(self, ids: Tensor, attention: Tensor) -> Tensor:
+        """Numbers [B, T] that packing must leave as they are: not the model's own, since a fresh head says 0 to all."""
+        real, hidden = self._hidden(ids, attention)
+        mixed = (
+            hidden.float() @ torch.arange(hidden.shape[1], device=ids.device).cos() / hidden.shape[1] ** 0.5
+        )
+        return mixed.new_zeros(ids.numel()).index_copy(0, real, mixed).view_as(ids)
 
 
 def at_last(scalars: Tensor, lengths: Tensor) -> Tensor:
