@@ -124,6 +124,22 @@ class Sampler:
         """Have the server sample from the model of a folder; it reads the files itself."""
         load_everywhere(self.client, Path(model), next_version(self.client))
 
+    def load_once(self, model: str, *, wait_s: float = 3600.0, term_s: float = 3600.0) -> None:
+        """`load`, unless the server holds that folder's model since another called this. For runs that put adapters beside
+        one model at the same time: to load it again would take away the adapters that are there."""
+
+        def load() -> int:
+            version = next_version(self.client)
+            load_everywhere(self.client, Path(model), version)
+            return version
+
+        def held() -> int:
+            return next_version(self.client) - 1
+
+        folder = self.client.shared_folder
+        with own_weights(folder, f"model {model}", 0, load, held, wait_s=wait_s, term_s=term_s):
+            pass
+
     def next_version(self) -> int:
         """The version that weights pushed next are to have: of the server, or of the bound adapter."""
         name = self.client.adapter
