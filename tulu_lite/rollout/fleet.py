@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import ServerError
 from ..recipe.server import ServerSettings
+from .lease import forget_held
 from .process import start_time
 from .remote import RemoteServer
 from .server import RolloutServer
@@ -61,6 +62,7 @@ class RolloutFleet:
         """Begin to start them; returns at once. Raises TuluLiteError as RolloutServer.start."""
         if self._thread is not None:
             raise RuntimeError("these servers were started already")
+        forget_held(self.folder)
         started = []
         try:
             for server in self.servers:

@@ -190,6 +190,11 @@ def own_weights(
         yield turn, held.version
 
 
+def forget_held(folder: Path) -> None:
+    """Whoever starts a server says so: what the one before held under some version, this one does not."""
+    (folder / FOLDER / "weights.json").unlink(missing_ok=True)
+
+
 def _read_held(folder: Path) -> Held | None:
     data = read_json(folder / FOLDER / "weights.json")
     return None if data is None else Held(**data)

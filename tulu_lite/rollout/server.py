@@ -23,6 +23,7 @@ from .generation import (
     shared_memory_folder,
     short_temporary_folder,
 )
+from .lease import forget_held
 from .process import private_folder, start_time, sweep_folders
 from .signs import forget_abandoned_update, forget_sleep
 from .state import (
@@ -82,6 +83,7 @@ class RolloutServer:
         sweep_folders(short_temporary_folder())
         forget_push(self.folder)
         forget_adapters(self.folder)
+        forget_held(self.folder)
         (self.folder / "update.json").unlink(missing_ok=True)
         take_requests(self.folder)
         self._push_dir = private_folder(shared_memory_folder())

@@ -168,3 +168,24 @@ def test_a_push_that_outlasts_the_term_is_not_sampled_from(tmp_path):
         pytest.fail("nothing may be sampled")
     with own_weights(tmp_path, "b", 1, lambda: 2, lambda: 1, wait_s=5, term_s=60) as (_, version):
         assert version == 2
+
+
+def test_what_an_earlier_server_held_is_forgotten_with_it(tmp_path):
+    """Its successor counts versions anew, and comes to the same number with other weights."""
+    pushed: list[int] = []
+
+    def push() -> int:
+        pushed.append(1)
+        return 5
+
+    def turn() -> None:
+        with own_weights(tmp_path, "a", 1, push, lambda: 5, wait_s=5, term_s=60):
+            pass
+
+    turn()
+    turn()
+    assert len(pushed) == 1
+    leases.forget_held(tmp_path)
+    turn()
+    assert len(pushed) == 2
+    leases.forget_held(tmp_path / "where nothing was held")
