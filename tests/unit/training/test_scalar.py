@@ -25,8 +25,10 @@ from transformers import (
 
 from tulu_lite.errors import TuluLiteError
 from tulu_lite.recipe.training import LoraSettings
+from tulu_lite.training import packing
 from tulu_lite.training.checkpoint import export_model, load_latest, save_checkpoint
 from tulu_lite.training.model import unwrapped
+from tulu_lite.training.proof import choose_packing
 from tulu_lite.training.scalar import ScalarModel, at_last, load_scalar_model, padding_token
 
 Folder = Callable[..., Path]
@@ -171,3 +173,29 @@ def test_padding_is_never_an_end_token() -> None:
     assert padding_token(tokenizer(2, 0, [0, 2]), (2,)) == 0
     assert padding_token(tokenizer(2, None, [1, 2]), (2,)) == 1
     assert padding_token(tokenizer(None, None, [2]), (2,)) is None
+
+
+def test_packed_rows_give_the_same_numbers(llama_folder: Folder) -> None:
+    model = stirred(llama_folder())
+    assert choose_packing(model, "auto", "no", "tiny")[0] == "varlen"
+    attention = (torch.arange(5) < LENGTHS[:, None]).long()
+    packed = model(IDS, attention)
+    assert packed[1, 3:].tolist() == [0, 0]
+    model.packing = "bucket"
+    torch.testing.assert_close(packed, model(IDS, attention), atol=1e-6, rtol=0)
+    assert packed.abs().max() > 0.1
+
+
+def test_packing_is_proven_although_a_fresh_head_says_nothing(
+    llama_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that see one another are found out, by hidden states."""
+    monkeypatch.setattr(
+        packing, "like_lengths", lambda lengths: [(0, 1)] if len(lengths) == 1 else [(0, len(lengths))]
+    )
+    group = packing._group
+    monkeypatch.setattr(
+        packing, "_group", lambda lengths, start, device: group([sum(lengths)], start, device)
+    )
+    model = load_scalar_model(llama_folder(), "cpu")
+    assert choose_packing(model, "auto", "no", "tiny")[0] == "bucket"
