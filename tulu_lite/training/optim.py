@@ -18,40 +18,58 @@ from .zero import shape_of
 
 def make_optimizer(
     model: nn.Module, settings: TrainingSettings, total_updates: int
-) -> tuple[torch.optim.AdamW, Callable[[int], float]]:
+) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
     """AdamW over the trained weights, decay on matrices only (biases and norms have none), and the learning rate of
-    each update, counted from 1."""
+    each update, counted from 1. Raises TuluLiteError where 8-bit moments are asked for and bitsandbytes is not there."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if len(shape_of(p)) >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if len(shape_of(p)) < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        fused=all(parameter.device.type in ("cpu", "cuda") for parameter in trained),
-    )
-    return optimizer, rate_of(settings, total_updates)
+    groups = [group for group in groups if group["params"]]
+    options: dict[str, Any] = {"lr": settings.learning_rate, "betas": settings.betas}
+    rate = rate_of(settings, total_updates)
+    if settings.optimizer == "adamw_8bit":
+        return bitsandbytes("optimizer: adamw_8bit").optim.AdamW8bit(groups, **options), rate
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
+    return torch.optim.AdamW(groups, fused=fused, **options), rate
+
+
+def bitsandbytes(what: str) -> Any:
+    """The library, or the error that says what needs it."""
+    try:
+        import bitsandbytes as found
+    except ImportError as error:
+        raise TuluLiteError(
+            f"{what} needs bitsandbytes, which is not installed",
+            cure="pip install bitsandbytes (it is part of the cuda extra), or leave it out of the recipe",
+        ) from error
+    return found
 
 
 def rate_of(settings: TrainingSettings, total_updates: int) -> Callable[[int], float]:
-    """The learning rate of update u = 1 ... total: u/W of the peak in the first W = ceil(warmup_ratio * total), then
-    with s = (u - 1 - W) / (total - W) the share of the rest that is done: linear 1 - s, cosine (1 + cos(pi s)) / 2."""
-    warmup = math.ceil(settings.warmup_ratio * total_updates)
-    peak, schedule = settings.learning_rate, settings.schedule
+    """The learning rate of update u = 1 ... total, as a share of the peak.
 
-    def rate(update: int) -> float:
+    u / W in the first W = warmup_steps or ceil(warmup_ratio total). Then, with s = (u - 1 - W) / (total - W) the share
+    of the rest that is done and r = min_rate_ratio: linear r + (1 - r)(1 - s), cosine r + (1 - r)(1 + cos(pi s)) / 2,
+    constant 1. wsd: 1, and in the last D = ceil(decay_ratio total) linear with s = (u - 1 - (total - D)) / D.
+    """
+    given = settings.warmup_steps
+    warmup = math.ceil(settings.warmup_ratio * total_updates) if given is None else given
+    start = warmup
+    if settings.schedule == "wsd":
+        start = max(warmup, total_updates - math.ceil(settings.decay_ratio * total_updates))
+
+    def share_of_peak(update: int) -> float:
         if update <= warmup:
-            return peak * update / warmup
-        share = min(1.0, (update - 1 - warmup) / max(1, total_updates - warmup))
-        if schedule == "linear":
-            return peak * (1 - share)
-        if schedule == "cosine":
-            return peak * (1 + math.cos(math.pi * share)) / 2
-        return peak
+            return update / warmup
+        done = min(1.0, max(0, update - 1 - start) / max(1, total_updates - start))
+        if settings.schedule == "constant":
+            return 1.0
+        left = (1 + math.cos(math.pi * done)) / 2 if settings.schedule == "cosine" else 1 - done
+        return settings.min_rate_ratio + (1 - settings.min_rate_ratio) * left
 
-    return rate
+    return lambda update: settings.learning_rate * share_of_peak(update)
 
 
 @contextmanager
