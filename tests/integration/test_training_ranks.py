@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,37 +13,17 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
+sys.path.insert(0, str(Path(__file__).parent))
+from ranks import run_ranks
+
 WORKER = Path(__file__).parent / "training_rank_worker.py"
-SECONDS = 300
 ZERO = ["zero2", "zero3"] if find_spec("deepspeed") else []
 
 
 def launch(world: int, folder: Path, out: Path, engines: list[str]) -> None:
     out.mkdir()
     Tokenizer(models.WordLevel({"<eos>": 2, "a": 3}, unk_token="a")).save(str(out / "tokenizer.json"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, str(WORKER), str(folder), str(out), *engines]
-    running = []
-    for rank in range(world):
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        group = {name: str(value) for name, value in places.items()} if world > 1 else {}
-        environment = {
-            **os.environ,
-            **group,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "OMP_NUM_THREADS": "1",
-        }
-        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        for process in running:
-            _, errors = process.communicate(timeout=SECONDS)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in running:
-            process.kill()
+    run_ranks(WORKER, str(folder), str(out), *engines, world=world)
 
 
 @pytest.fixture(scope="module")

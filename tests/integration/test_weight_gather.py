@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +12,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+sys.path.insert(0, str(Path(__file__).parent))
+from ranks import run_ranks
+
 WORKER = Path(__file__).parent / "gather_rank_worker.py"
 ENGINES = ["ddp", "fsdp2", *(["zero2", "zero3"] if find_spec("deepspeed") else [])]
 SHAPE = {
@@ -23,29 +23,10 @@ SHAPE = {
 }  # fmt: skip
 
 
-def run_two(folder: Path, engine: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    running = []
-    for rank in range(2):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        command = [sys.executable, str(WORKER), str(folder), engine]
-        running.append(subprocess.Popen(command, env=shared | own, stderr=subprocess.PIPE, text=True))
-    try:
-        for process in running:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in running:
-            process.kill()
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_weights_are_gathered_one_by_one_and_written_as_they_come(tmp_path: Path, engine: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SHAPE))
-    run_two(tmp_path, engine)
+    run_ranks(WORKER, str(tmp_path), engine)
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
     held = {
