@@ -72,6 +72,7 @@ RESTATED = [
     (r"2\pi", r"\int_0^{2\pi} 1\,dx", r"Compute $\int_0^{2\pi} 1\,dx$"),
     ("4", "f(2)", "Let $f(x)=x^2$. Find $f(2)$."), ("1", "x/x", "Simplify $x/x$"),
     ("a+b", r"\frac{a^2-b^2}{a-b}", r"Simplify $\frac{a^2-b^2}{a-b}$."),
+    ("x>3", "2x>6", "Solve $2x>6$."), ("y=2x+1", "4x-2y+2=0", "Write $4x-2y+2=0$ in slope-intercept form."),
 ]  # fmt: skip
 
 # (gold, answer): units, bases, brackets, relations, collections, rounding, names
@@ -97,6 +98,32 @@ PAIRS = [
     ("3:4", "3.4"), ("3:45", "3.75"), ("2:05", "2:5"), ("12", "1{,}2"), ("12", r"1\,2"), ("12", "1~2"),
     ("1200", "12 00"), ("1.234", "1,234"), ("1,234", "1.234"), ("1,000", "1.000"), ("2,5", "2.5"), ("3,14", "(3,14]"),
     (r"\overline{AB}", r"\overline{CD}"), (r"\angle ABC", r"\angle CBD"), (r"\triangle ABC", "ABC"),
+]  # fmt: skip
+
+# Gold 5: a number that its words change or take back, macros that print another one, decoys beside it
+WORDS = [
+    rf"5\text{{ {words}}}"
+    for words in (
+        "squared", "cubed", "factorial", "halves", "thirds", "tenths", "thousandths", "half", "minus one", "plus one", "times two",
+        "divided by two", "doubled", "point five", "and a half", "remainder 2", "modulo 3", "base seven", "lakh", "score", "tens",
+        "less than it", "is wrong", "is not the answer", "isn't it", "is too small", "no wait", "never", "I guess", "approximately",
+        "-ish", "alternatively six", "aka six", "though six also works", "however six", "six", "over six",
+    )
+]  # fmt: skip
+MACROS = [
+    r"\renewcommand{\six}{5}5", r"\let\a=5\a", r"\newcommand{\b}{6}5", r"\input{/etc/passwd}5", r"\write18{true}5", r"\csname 5\endcsname",
+    r"\catcode`5=6 5", r"\expandafter5", r"\mathrlap{6}5", r"5\kern-1em6", r"5\hspace{-1em}0", r"5\phantom{0}", r"\underbrace{5}_{6}",
+    r"\overbrace{6}^{5}", r"\begin{array}{c}5\\6\end{array}", r"5\star", r"\|5\|", r"\det(5)", r"\max(4,5)", r"\gcd(5,10)",
+    "5 1", r"\frac{5}{1} 1", r"1 \quad 5", r"\sqrt{25 + 10^{-70}}", r"\sqrt[3]{125-10^{-90}}", r"5\text{ cm}^{-1}\cdot 2", "x(2)=5",
+    r"2x \in \{5\}", r"x \ne 5", r"\lnot(5)", r"5 = 5 = 6", "(5,)", r"\{5,\{5\}\}",
+]  # fmt: skip
+# Gold 5, in prose: denied, doubted, or one of several
+PROSE = [
+    "The answer is not 5", "The answer isn't 5.", "The answer is anything but 5", "The answer cannot be 5.", "The answer is never 5",
+    "The answer is 6. The answer is not 5.", "The answer is 5 squared.", "The answer is 5 and a half.", "The answer is 5 point five",
+    "The answer is $5$ or $6$.", "The answer is $5$, $6$.", "The answer is $5$ and $6$", "The answer is $5$, or maybe $6$.", "Is the answer 5?",
+    "The answer is 5?", "The answer is 4 < 5", "It is 5 thousandths", "It is 5 cubed", r"So it is 5\text{ minus one}.", r"It is \(5\) or \(6\)",
+    "It is 5 is wrong", "The answer: 5 or so 6", "It is 6, not 5", "5 or 6", "5/6/7", "It is $x < 5$",
 ]  # fmt: skip
 
 
@@ -129,6 +156,18 @@ def test_no_typesetting_scores(answer: str) -> None:
 @pytest.mark.parametrize("answer", CODE_AND_VALUES)
 def test_no_code_and_no_near_value_scores(answer: str) -> None:
     _refused(answer, "5")
+
+
+@pytest.mark.parametrize("answer", [*WORDS, *MACROS])
+def test_no_word_and_no_macro_changes_a_number_unseen(answer: str) -> None:
+    _refused(answer, "5")
+
+
+@pytest.mark.parametrize("response", PROSE)
+@pytest.mark.parametrize("verifier", ["math", "gsm8k"])
+def test_no_prose_hedges_or_denies(verifier: str, response: str) -> None:
+    verdict = build(verifier).verify(Sample(response, "5"))
+    assert verdict.status is Status.INCORRECT, (verdict.reason, verdict.extracted)
 
 
 @pytest.mark.parametrize(("gold", "answer", "question"), RESTATED)

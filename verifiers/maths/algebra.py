@@ -68,7 +68,7 @@ def guard(text: str) -> str:
         return "a factorial too large"
     if unknown := re.search(r"\\(?:[A-Za-z]+|.)", _KNOWN.sub(" ", text)):
         return f"the command {unknown.group()}"
-    if re.search(r"\d *['_]|\\sqrt *\(|[?#@$\"`]", text):
+    if re.search(r"\d *['_]|\d +\.?\d|(?<!matrix)\} +\.?\d|\\sqrt *\(|[?#@$\"`]", text):
         return "notation that math-verify misreads"
     if re.search(r"\\(?:sum|prod)(?![A-Za-z])", text) and any(
         int(n) > MAX_TERM for n in re.findall(r"\d+", text)

@@ -151,6 +151,12 @@ class _Parser:
                     token == "{" and self.peek(1)[:1].isdigit()
                 ):
                     raise Unreadable("digits in braces side by side")  # {5}{1} is printed as 51
+                if (
+                    token.isdigit()
+                    and self.peek(1) not in ("^", "!")
+                    and self.tokens[self.position - 1] != ")"
+                ):
+                    raise Unreadable("a number behind a factor")  # "\\frac{14}{3} 1" has two answers
                 value = binary("*", value, self.power(depth))
             elif token == "|" and not self.bars:
                 value = binary("*", value, self.power(depth))

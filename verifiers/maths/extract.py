@@ -24,6 +24,13 @@ _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _ANSWER_IS = re.compile(
     r"(?:final\s+answer|the\s+answer|answer)\b\s*(?:is\b|:|=)?\s*(?:is\b)?\s*:?\s*[*_]*\s*", re.IGNORECASE
 )
+_REASON = (
+    r",?\s+(?:because|since|which|as (?:desired|required|claimed|expected|wanted|needed|stated|asked))\b"
+)
+_FORMULA = r"(?:\$[^$\n]{1,200}\$|\\\([^\n]{1,200}?\\\))"
+_MORE = re.compile(
+    rf"(?:\s*(?:,\s*(?:and|or)?|and|or|/)\s*(?:also |else |maybe |perhaps |possibly )?{_FORMULA}){{1,20}}"
+)
 _MATH = re.compile(
     r"\$\$(?P<dd>.+?)\$\$|(?<!\\)\$(?P<d>[^$]+?)(?<!\\)\$|\\\[(?P<b>.+?)\\\]|\\\((?P<p>.+?)\\\)", re.DOTALL
 )
@@ -57,6 +64,10 @@ def last_boxes(text: str) -> list[str] | None:
             position = len(text)
             break
         position = match.end() + len(content) + match.group().endswith("{")
+        while (inner := _BOX.match(content.strip())) and _braced(
+            content.strip(), inner.end()
+        ) == content.strip()[inner.end() : -1]:
+            content = content.strip()[inner.end() : -1]  # \boxed{\boxed{5}}
         found.append((match.start(), position, content))
     if not found:
         return None
@@ -120,9 +131,13 @@ def after_answer_is(text: str) -> str | None:
         return None
     rest = text[matches[-1].end() :][:MAX_BOX].strip()
     if math := _MATH.match(rest):
+        if more := _MORE.match(rest, math.end()):
+            return rest[: more.end()]  # "$5$ or $6$" is no 5
         found = next(group for group in math.groups() if group is not None).strip()
         return found + r"\%" if _PERCENT.match(rest, math.end()) else found
-    sentence = re.split(r"\n|[.!?](?=\s|$)|\s+(?:because|since|which)\b", rest, maxsplit=1)[0]
+    sentence, *ended = re.split(rf"(\n|[.!?](?=\s|$)|{_REASON})", rest, maxsplit=1)
+    if ended and ended[0] == "?":
+        return sentence + "?"  # asked, not said
     sentence = re.split(r"\s(?:is|equals)\s(?:equal to\s)?", sentence)[-1].strip(" *_:")
     if (math := _MATH.fullmatch(sentence)) is not None:
         sentence = next(group for group in math.groups() if group is not None).strip()

@@ -54,7 +54,7 @@ def _compare(found: Numeral | None, written: str, gold: Numeral) -> Verdict:
     return correct(extracted=written)
 
 
-@verifier("number", version="2", runs="inline", check_reference=gold_number)
+@verifier("number", version="3", runs="inline", check_reference=gold_number)
 def number(response: str, reference: Any) -> Verdict:
     """The last number in the response equals the reference, exactly; units and percent signs are ignored."""
     gold = gold_number(reference)
@@ -62,7 +62,7 @@ def number(response: str, reference: Any) -> Verdict:
     return _compare(found, written, Numeral(gold.value))
 
 
-@verifier("gsm8k", version="2", runs="inline", check_reference=gold_number)
+@verifier("gsm8k", version="3", runs="inline", check_reference=gold_number)
 def gsm8k(response: str, reference: Any) -> Verdict:
     """The last \\boxed{}, else the number after the last "####", else the last number, equals the gold.
 
@@ -170,14 +170,14 @@ def _judge(found: list[str] | None, why: str, sample: Sample) -> Verdict:
     return incorrect("another answer", written)
 
 
-@verifier("boxed", version="2", check_reference=gold_answer, warm=warm)
+@verifier("boxed", version="3", check_reference=gold_answer, warm=warm)
 def boxed(sample: Sample) -> Verdict:
     """The last \\boxed{...} of the response states the reference. Without a box the response is wrong."""
     boxes = extract.last_boxes(extract.answer_part(sample.response))
     return _judge(boxes, "no box" if boxes is None else "the last box is empty or not closed", sample)
 
 
-@verifier("math", version="2", check_reference=gold_answer, warm=warm)
+@verifier("math", version="3", check_reference=gold_answer, warm=warm)
 def math(sample: Sample) -> Verdict:
     """The answer equals the reference as mathematics.
 
@@ -218,14 +218,21 @@ def _readable_alone(text: str) -> bool:
         answer = answers.read(text)
     except TooComplex:
         return False
-    return _unread(answer) is None and not (words and _a_sentence(answer))
+    return _unread(answer) is None and not _a_sentence(answer)
 
 
 def _a_sentence(answer: Answer) -> bool:
-    """Whether a part reads as words only, with a number in them: "In all it is 18"."""
+    """Whether a part reads as words only, with a number in them: "In all it is 18", "Total: 18"."""
+    if answer.kind == "ratio" and leaves.words_of(answer.parts[0].text) and len(answer.parts[0].text) > 1:
+        return True
     if answer.kind != "leaf":
         return any(map(_a_sentence, answer.parts))
-    said = re.findall(r"(?<![A-Za-z\\])[A-Za-z]{2,}", answer.text)
-    if not said or not re.search(r"\d", answer.text) or numerals.parse(answer.text) is not None:
+    core = leaves.tail(answer.text)[0]
+    said = re.findall(r"(?<![^\W\d_])(?<!\\)[^\W\d_]{2,}", core)
+    if not said or not re.search(r"\d", core) or numerals.parse(answer.text) is not None:
         return False
-    return len(said) > 1 or expressions.read(leaves.tail(answer.text)[0]) is None
+    return (
+        len(said) > 1
+        or expressions.read(core) is None
+        or re.search(r"(?<!\S)(?!sqrt)[a-z]{3,}(?!\S)", core) is not None
+    )

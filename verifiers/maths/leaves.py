@@ -25,6 +25,16 @@ class Context:
         """Whether the question has one of these words (a regular expression)."""
         return re.search(words, self.prompt, re.IGNORECASE) is not None
 
+    def asks_percent(self) -> bool:
+        """Whether the answer is wanted as a percentage: a question may well speak of 20% and ask for dollars."""
+        return _WANTED_PERCENT.search(self.prompt) is not None
+
+
+_WANTED_PERCENT = re.compile(
+    r"(?<![\d.}$\\])(?<![\d.}$] )(?<!\d-)\bpercent|(?<![\d.}$\\])(?<![\d.}$] )\\?%|\bwhat\b[^.?!]{0,60}\b(?:rate|discount|mark-?up)\b",
+    re.IGNORECASE,
+)
+
 
 _BASED = re.compile(r"\(?([0-9A-Fa-f]+)\)? *_ *(?:\{ *(?:\\text *\{)? *(\w+) *\}? *\}|(\d))")
 _BASES = {
@@ -133,7 +143,7 @@ def _choice(text: str) -> str | None:
     text = _TEXT.sub(r"\1", text).strip()
     if named := re.fullmatch(r"(?:[Oo]ption|[Cc]hoice|[Aa]nswer) *\(?([A-Z])\)?", text):
         return named.group(1)
-    match = re.fullmatch(r"\(([A-Z])\)(.{1,40})", text, re.DOTALL)
+    match = re.fullmatch(r"\(([A-Z])\)(?![-+])(.{1,40})", text, re.DOTALL)
     return match.group(1) if match and numerals.parse(match.group(2)) is not None else None
 
 
@@ -174,9 +184,9 @@ def _same_numeral(gold: Numeral, given: Numeral, context: Context) -> bool:
         return False
     if gold.percent != given.percent:
         # 50 is not 50%, unless the question asks for a percentage
-        if context.asks("percent|%") and gold.value == given.value:
+        if context.asks_percent() and gold.value == given.value:
             return True
-        if gold.percent and context.asks("percent|%"):
+        if gold.percent and context.asks_percent():
             return False
         return _plain(gold) == _plain(given)
     if gold.value == given.value:
@@ -263,5 +273,5 @@ def tail(text: str) -> tuple[str, str]:
 
 def _tails_agree(gold: str, given: str, context: Context) -> bool:
     if "%" in (gold, given) and gold != given:
-        return context.asks("percent|%") and {gold, given} == {"%", ""}
+        return context.asks_percent() and {gold, given} == {"%", ""}
     return units.agree(gold, given)

@@ -301,6 +301,12 @@ _CHANGED_AFTER = re.compile(
     + r")"
     r"|squared|cubed|factorial|halves|thirds|tenths|hundredths|thousandths|isn't|(?:is|was) (?:not|wrong|incorrect|impossible|false|too))\b"
 )
+# "is not 12", "anything but 12", "cannot be 12", "x < 12"
+_DENIED_BEFORE = re.compile(
+    r"(?:\b(?:not|isn't|never|can't be|cannot be|(?:anything|nothing|all|everything) but)\s+(?:be\s+|equal\s+(?:to\s+)?)?"
+    r"|[^\s=>-]\s*(?:[<>]=?|\\[lg]eq?(?![A-Za-z]))\s*)[\s$*(\\]*$",
+    re.IGNORECASE,
+)
 _TEXT_AFTER = re.compile(r"\s*\\(?:text\w*|mbox|mathrm) *\{([^{}]{1,80})\}")
 LAST_WINDOW = 4_000  # characters from the end within which the last number is looked for
 
@@ -345,7 +351,7 @@ def _trusted(last: re.Match[str], text: str) -> tuple[Numeral | None, str]:
     """The last number, unless it is a part of something else."""
     before, after = text[: last.start()], text[last.end() :]
     if re.search(r"[\^_]\s*\{?[^\s{}]{0,8}$", before) or re.match(
-        r"\s*(?:\^|\*\*|_)|!(?=\s*[-+*/=)\d$]|$)(?!$)", after
+        r"\s*(?:\^(?! *\{? *\\circ)|\*\*|_)|!(?=\s*[-+*/=)\d$]|$)(?!$)", after
     ):
         return None, f"the last number is part of an expression: {last.group().strip()}"
     later = re.search(r"\d", after)
@@ -361,6 +367,8 @@ def _trusted(last: re.Match[str], text: str) -> tuple[Numeral | None, str]:
         return None, f"the last number is feet or minutes: {last.group().strip()}'"
     if _OR_BEFORE.search(before[-60:]):
         return None, "several answers"
+    if _DENIED_BEFORE.search(before[-60:]):
+        return None, f"the last number is denied or a bound: {before[-20:]}{last.group().strip()}"
     marked = _TEXT_AFTER.match(after)
     if _CHANGED_AFTER.match(after) or (marked is not None and units.hedged(marked[1])):
         return None, f"the last number is changed or taken back: {last.group().strip()}{after[:20]}"

@@ -38,6 +38,8 @@ def same_relation(gold: Answer, given: Answer, context: Context, same: Same) -> 
     """Two answers of which one is a relation at least."""
     if (line.states_a_set(gold) or line.states_a_set(given)) and line.same_set(gold, given):
         return True
+    if len({_member(answer) for answer in (gold, given)} - {""}) > 1:
+        return False  # 2x in [0, 1] is not x in [0, 1]
     gold, given = _without_membership(gold), _without_membership(given)
     if gold.kind == "relation" and r"\approx" in gold.operators:
         gold = gold.parts[-1]
@@ -61,10 +63,18 @@ def same_relation(gold: Answer, given: Answer, context: Context, same: Same) -> 
     return same(value, given, context) if relation is gold else same(gold, value, context)
 
 
+def _member(answer: Answer) -> str:
+    """What a membership says to be in a set; "" of all else."""
+    member = answer.kind == "relation" and answer.operators == (r"\in",)
+    return answer.parts[0].text.replace(" ", "") if member else ""
+
+
 def _without_membership(answer: Answer) -> Answer:
-    if answer.kind == "relation" and answer.operators == (r"\in",):
-        return answer.parts[1]
-    return answer
+    return (
+        answer.parts[1]
+        if is_label(answer.parts[0] if answer.parts else answer) and _member(answer)
+        else answer
+    )
 
 
 def _value_of(relation: Answer, context: Context, same: Same) -> Answer | None:

@@ -26,10 +26,10 @@ def restates(gold: Answer, given: Answer, prompt: str) -> bool:
     """
     if not prompt or len(prompt) > MAX_PROMPT:
         return False
-    given = _stated(given)
-    if given.kind == "relation" and gold.kind == "relation":
+    if given.kind == gold.kind == "relation":
         # "write 4x - 2y = 6 in slope-intercept form" is not answered by 4x - 2y = 6
         return _stands_in(given.text, prompt) and not _stands_in(gold.text, prompt)
+    given = _stated(given)
     if given.kind == "relation":
         return _all_copied(given, prompt)
     if given.kind != "leaf":

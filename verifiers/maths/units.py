@@ -24,10 +24,11 @@ _OF_A_BARE_NUMBER = (
     "squared cubed base root lakhs? crores? gross score tens halves thirds fourths fifths sixths sevenths eighths ninths tenths "
     "hundredths thousandths millionths billionths"
 )
-NUMBER_WORDS = tuple(
+_NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty thirty forty fifty sixty seventy eighty ninety".split(" ")
+    "nineteen twenty thirty forty fifty sixty seventy eighty ninety"
 )
+NUMBER_WORDS = _NUMBERS.split()
 _HEDGE = re.compile(
     rf"\b(?:{'|'.join([*_DOUBTS.split(), *_OPERATIONS.split()])})\b"
     rf"|\b(?:{'|'.join(NUMBER_WORDS)})\b(?!-)|^\W*(?:{'|'.join(_OF_A_BARE_NUMBER.split())}|over)\b"

@@ -204,7 +204,7 @@ def test_what_the_question_decides(prompt: str, gold: str, answer: str, score: i
         (r"\boxed{\frac{1}{2}}", [r"\frac{1}{2}"]),
         (r"\boxed{\{1,2\}}", [r"\{1,2\}"]),
         (r"\boxed 5", ["5"]),
-        (r"\boxed{\boxed{5}}", [r"\boxed{5}"]),
+        (r"\boxed{\boxed{5}}", ["5"]),
         (r"\boxed{28} percent", [r"28\%"]),
         (r"\boxed{5", []),
         ("none", None),
