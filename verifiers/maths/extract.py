@@ -64,10 +64,6 @@ def last_boxes(text: str) -> list[str] | None:
             position = len(text)
             break
         position = match.end() + len(content) + match.group().endswith("{")
-        while (inner := _BOX.match(content.strip())) and _braced(
-            content.strip(), inner.end()
-        ) == content.strip()[inner.end() : -1]:
-            content = content.strip()[inner.end() : -1]  # \boxed{\boxed{5}}
         found.append((match.start(), position, content))
     if not found:
         return None
@@ -79,10 +75,20 @@ def last_boxes(text: str) -> list[str] | None:
         if "=" in between and not re.search(r"\band\b", between):
             break  # "x = 1, y = 2" may well be steps; "x = 1 and y = 2" is an answer
         row.append(box)
-    contents = [content.strip() for _, _, content in reversed(row)]
+    contents = [_innermost(content.strip()) for _, _, content in reversed(row)]
     if contents and contents[-1] and _PERCENT.match(text, row[0][1]):
         contents[-1] += r"\%"
     return contents if all(0 < len(content) <= MAX_BOX for content in contents) else []
+
+
+def _innermost(content: str) -> str:
+    """\\boxed{\\boxed{5}} holds 5."""
+    while content.startswith("\\") and (box := _BOX.match(content)) is not None and box.group().endswith("{"):
+        inner = _braced(content, box.end())
+        if inner is None or box.end() + len(inner) + 1 != len(content):
+            break
+        content = inner.strip()
+    return content
 
 
 def _braced(text: str, start: int) -> str | None:

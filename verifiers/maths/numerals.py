@@ -141,7 +141,7 @@ def _parse(text: str) -> Numeral | None:
             currency = ""
     if _REPEATING_MARK.search(text):
         return _repeating(text)
-    if (endless := _ENDLESS.fullmatch(text)) is not None:
+    if text.endswith((".", "s", "\u2026")) and (endless := _ENDLESS.fullmatch(text)) is not None:
         return _repeating(rf"{endless['before']}\overline{{{endless['cycle'] or endless['digit']}}}")
     number = _SHAPES.match(text)
     if number is None:
@@ -307,6 +307,7 @@ _DENIED_BEFORE = re.compile(
     r"|[^\s=>-]\s*(?:[<>]=?|\\[lg]eq?(?![A-Za-z]))\s*)[\s$*(\\]*$",
     re.IGNORECASE,
 )
+_DENYING = frozenset(("not", "isn't", "never", "be", "but", "to", "equal"))
 _TEXT_AFTER = re.compile(r"\s*\\(?:text\w*|mbox|mathrm) *\{([^{}]{1,80})\}")
 LAST_WINDOW = 4_000  # characters from the end within which the last number is looked for
 
@@ -367,7 +368,10 @@ def _trusted(last: re.Match[str], text: str) -> tuple[Numeral | None, str]:
         return None, f"the last number is feet or minutes: {last.group().strip()}'"
     if _OR_BEFORE.search(before[-60:]):
         return None, "several answers"
-    if _DENIED_BEFORE.search(before[-60:]):
+    word = before[-12:].rstrip(" $*(\\").rpartition(" ")[2].lower()
+    if (word in _DENYING or word[-1:] in ("<", ">", "=") or "\\" in word) and _DENIED_BEFORE.search(
+        before[-60:]
+    ):
         return None, f"the last number is denied or a bound: {before[-20:]}{last.group().strip()}"
     marked = _TEXT_AFTER.match(after)
     if _CHANGED_AFTER.match(after) or (marked is not None and units.hedged(marked[1])):
