@@ -33,9 +33,11 @@ from ..stages.context import MetricsLog, StepContext
 from ..training.culprits import place_of
 
 COMPARED = ("loss", "grad_norm")
+LEAST_SCALE = 0.01
 ROUNDING = 1e-4  # relative: more between two computations of one step is not rounding
+UNFINISHED = {"pending.jsonl.gz"}  # what a save of rlvr holds of batches to come: a replay samples nothing
 NOT_SHOWN = {
-    "checkpoints", "metrics.jsonl", "spikes.jsonl", "warnings.jsonl", "result.json", "error.json", "progress.json", "log.txt",
+    "metrics.jsonl", "spikes.jsonl", "warnings.jsonl", "result.json", "error.json", "progress.json", "log.txt",
     "model", "best", "tensorboard", "wandb", "rollouts", ".lock",
 }  # fmt: skip
 
@@ -76,7 +78,8 @@ class Replay:
 
     def gaps(self) -> dict[str, float]:
         """Relative difference of each compared metric; nan where one of the two is missing."""
-        return {name: relative_gap(self.logged.get(name), self.replayed.get(name)) for name in COMPARED}
+        names = [name for name in COMPARED if name in self.logged or name in self.replayed]
+        return {name: relative_gap(self.logged.get(name), self.replayed.get(name)) for name in names}
 
     @property
     def reproduced(self) -> bool | None:
@@ -87,15 +90,16 @@ class Replay:
 
 
 def relative_gap(logged: float | None, replayed: float | None) -> float:
-    """|a - b| / max(|a|, |b|), 0 for equal values (two that are no numbers included)."""
+    """|a - b| / max(|a|, |b|, 0.01), 0 for equal values (two that are no numbers included); nan where one is missing. (A
+    loss of rlvr is a difference that may be all rounding: hence the least scale.)"""
     if logged is None or replayed is None:
         return math.nan
     if logged == replayed or (math.isnan(logged) and math.isnan(replayed)):
         return 0.0
-    return abs(logged - replayed) / max(abs(logged), abs(replayed))
+    return abs(logged - replayed) / max(abs(logged), abs(replayed), LEAST_SCALE)
 
 
-class _Replayed(Exception):
+class Replayed(Exception):
     """The wanted step was done; raised to leave the stage's loop."""
 
 
@@ -107,11 +111,7 @@ def replay(
     Raises TuluLiteError where there is no such step, or what it starts from is not there.
     """
     start = newest_save(step.folder / "checkpoints", number - 1)
-    begun = int(start.name.removeprefix("step-")) if start is not None else 0
-    found = Replay(
-        step.id, number, start.name if start is not None else "the initial model", number - 1 - begun
-    )
-    found.logged = _logged(step.folder / "metrics.jsonl", number)
+    found = start_of(step, number, start)
     say(f"loading {found.started_from}; {found.again} steps are done again before step {number}")
     with tempfile.TemporaryDirectory(prefix="tulu-lite-replay-") as scratch:
         shown = scratch_step(step, Path(scratch), start)
@@ -119,7 +119,7 @@ def replay(
         ctx.look = lambda training, at, batch, loss_of: (
             found.samples.extend(samples_of(training, batch, loss_of)) if at == number else None
         )
-        ctx.metrics = _Recorder(ctx.dir / "metrics.jsonl", number, found, say)
+        ctx.metrics = Recorder(ctx.dir / "metrics.jsonl", number, found, say)
         stage = importlib.import_module(f"tulu_lite.stages.{step.kind}")
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # what the stage says was said when it ran
@@ -127,13 +127,21 @@ def replay(
             raise TuluLiteError(
                 f"{step.id} has no step {number}", cure="its steps are those in its metrics.jsonl"
             )
-        except _Replayed:
+        except Replayed:
             pass
         except TuluLiteError as error:
             if not found.samples:
                 raise
             found.failure = "; ".join(part for part in (error.what, error.why) if part)
     return found
+
+
+def start_of(step: Step, number: int, start: Path | None) -> Replay:
+    """What is known before: where the replay begins, and what the step logged."""
+    begun = int(start.name.removeprefix("step-")) if start is not None else 0
+    origin = start.name if start is not None else "the initial model"
+    logged = next((row for row in read_metrics(step.folder / "metrics.jsonl") if row["step"] == number), {})
+    return Replay(step.id, number, origin, number - 1 - begun, logged=logged)
 
 
 def newest_save(folder: Path, most: int) -> Path | None:
@@ -146,22 +154,38 @@ def newest_save(folder: Path, most: int) -> Path | None:
 
 
 def scratch_step(step: Step, scratch: Path, start: Path | None) -> Step:
-    """The step with a folder that shows links to what the stage kept, and to one save alone."""
+    """The step with a folder of its own: links to the files that the stage kept, and of its saves one alone.
+
+    Folders are made anew, so that what a stage writes, renames or removes in them is never the step's own.
+    """
     folder = scratch / "step"
-    (folder / "checkpoints").mkdir(parents=True)
+    folder.mkdir(parents=True)
     for path in step.folder.iterdir() if step.folder.exists() else ():
         if path.name not in NOT_SHOWN and not path.name.endswith(".tmp"):
-            (folder / path.name).symlink_to(path.resolve())
-    if start is not None:
-        (folder / "checkpoints" / start.name).symlink_to(start.resolve())
+            _link(path, folder / path.name, start.name if start is not None else "")
     return replace(step, folder=folder)
 
 
-def replay_context(recipe: Recipe, steps: dict[str, Step], shown: Step, found: Replay) -> StepContext:
-    """The stage's context: one process, no saves, nothing written outside the scratch folder."""
+def _link(path: Path, target: Path, save: str) -> None:
+    """Links to the file, or to the files below the folder; saves (step-*) of another name than `save` are left out."""
+    if not path.is_dir():
+        target.symlink_to(path.resolve())
+        return
+    target.mkdir()
+    for inner in path.iterdir():
+        other_save = inner.is_dir() and inner.name.startswith("step-") and inner.name != save
+        if not other_save and inner.name not in UNFINISHED:
+            _link(inner, target / inner.name, save)
+
+
+def replay_context(
+    recipe: Recipe, steps: dict[str, Step], shown: Step, found: Replay, changes: dict[str, Any] | None = None
+) -> StepContext:
+    """The stage's context: one process, no saves, nothing written outside the scratch folder. changes: of the stage's
+    fields."""
     settings = shown.stage.accelerate or recipe.accelerate
     stage = shown.stage.model_copy(
-        update={"accelerate": one_process(settings, found.notes), "save_every_steps": 10**9}
+        update={"accelerate": one_process(settings, found.notes), "save_every_steps": 10**9} | (changes or {})
     )
     plain = recipe.model_copy(update={"watch": ()})
     ledger = Ledger(shown.folder.parent / "ledger")
@@ -182,7 +206,7 @@ def one_process(settings: AccelerateSettings, notes: list[str]) -> AccelerateSet
     return settings.model_copy(update={"config_file": None, "num_processes": 1, "mixed_precision": precision})
 
 
-class _Recorder(MetricsLog):
+class Recorder(MetricsLog):
     """Takes what the wanted step logs, and ends the replay with it."""
 
     def __init__(self, path: Path, number: int, found: Replay, say: Callable[[str], None]) -> None:
@@ -192,7 +216,7 @@ class _Recorder(MetricsLog):
     def log(self, step: int, /, places: Any = None, **values: float) -> None:
         if step == self.number:
             self.found.replayed = dict(values)
-            raise _Replayed
+            raise Replayed
         self.say(f"step {step} done again")
 
 
@@ -284,10 +308,6 @@ def kept_random_states() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-def _logged(path: Path, number: int) -> dict[str, float]:
-    return next((row for row in read_metrics(path) if row["step"] == number), {})
 
 
 __all__ = ["Replay", "Sample", "newest_save", "replay", "samples_of"]

@@ -18,7 +18,9 @@ NAMED = 8  # rows that a message names
 
 def place_of(item: Any) -> str:
     """file:line of a batch's item (an example, or a pair with more around it); "" where it is not known."""
-    return str(getattr(item, "where", "") or getattr(getattr(item, "pair", None), "where", ""))
+    row = getattr(item, "pair", item)
+    file = getattr(row, "file", "")
+    return f"{file}:{row.line}" if file else str(getattr(row, "where", ""))
 
 
 def places_of(batch: Sequence[Any]) -> list[str]:

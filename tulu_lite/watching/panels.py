@@ -85,7 +85,7 @@ def shown_panels(kind: str, logged: Iterable[str]) -> list[tuple[Panel, list[str
     found = []
     for panel in PANELS.get(kind, ()):
         if panel.stacked:
-            metrics = [name for name in names if name.endswith("_s")]
+            metrics = [name for name in names if name.endswith("_s") and name != "step_s"]  # the whole
         else:
             metrics = []
             for wanted in panel.metrics:
