@@ -99,6 +99,8 @@ class _UniqueKeys(yaml.SafeLoader):
 def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`: its keys may be given anew beside it
+            continue
         key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
         if isinstance(key, (str, int, float, bool)) and key in seen:
             raise yaml.constructor.ConstructorError(
@@ -218,6 +220,10 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
                 else name
                 for name in stage["models"]
             ]
+        for holder, field in ((stage, "reference"), (stage.get("value"), "init")):
+            named = holder.get(field) if isinstance(holder, dict) else None
+            if isinstance(named, str) and not is_stage_name(named) and _is_local_model(named, folder):
+                holder[field] = _absolute(named, folder)
         if isinstance(stage.get("rank_by"), str):
             stage["rank_by"] = _resolve_verifier(stage["rank_by"], folder)
         for field in SOURCE_FIELDS:

@@ -34,13 +34,16 @@ SPECIAL = (
     "<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
     "<｜User｜>", "<｜Assistant｜>",
 )  # fmt: skip
-ROWS, LONGEST, PEAK = 16, 192, 3e-3  # of a training step: rows, tokens of a row, learning rate
+ROWS, LONGEST, PEAK = 12, 192, 3e-3  # of a training step: rows, tokens of a row, learning rate
 
 
 def main() -> None:
-    spec_file, out = Path(sys.argv[1]), Path(sys.argv[2])
-    spec = json.loads(spec_file.read_text(encoding="utf-8"))
     torch.set_num_threads(1)  # sums in one order: the same model each time
+    make(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))
+
+
+def make(spec: dict[str, Any], out: Path) -> None:
+    """Make the folder `out` of what a TinyModel says."""
     torch.manual_seed(spec["seed"])
     tokenizer = make_tokenizer(spec)
     config = AutoConfig.for_model(**spec["config"], **_ids(tokenizer, spec["reward"]))

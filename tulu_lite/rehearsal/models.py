@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from ..errors import TuluLiteError
 from ..files import write_json
 
-MAKE_S = 240.0  # seconds that making one model may take
+MAKE_S = 300.0  # seconds that making one model may take
 PROBE_S = 3.0  # for a connection to the hub
 CONTEXT = 4096
 # What config.json would say of the families that published recipes start from, where the hub cannot be reached.
@@ -48,7 +48,7 @@ class TinyModel:
     own_template: str | None  # jinja text that is saved with it
     special_tokens: tuple[str, ...]  # that its vocabulary has besides the usual ones
     reward: bool = False  # a number instead of text
-    steps: int = 150
+    steps: int = 100
     seed: int = 0
 
     def make(self, folder: Path) -> Path:
@@ -59,23 +59,28 @@ class TinyModel:
             return out
         spec = out.with_suffix(".json")
         write_json(spec, asdict(self))
-        command = [sys.executable, "-m", "tulu_lite.rehearsal.make_model", str(spec), str(out)]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=MAKE_S, stdin=subprocess.DEVNULL, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise TuluLiteError(
-                f"the tiny model for the rehearsal was not made within {MAKE_S:.0f} s",
-                cure="this machine is very busy; run the same command again",
-            ) from None
-        if done.returncode:
-            raise TuluLiteError(
-                f"the tiny model for the rehearsal ({self.config['model_type']}) could not be made",
-                why="\n".join(done.stderr.strip().splitlines()[-6:]),
-                cure="an architecture that transformers does not know needs a newer version of it",
-            )
+        run_maker(spec, out)
         return out
+
+
+def run_maker(spec: Path, out: Path) -> None:
+    """Have a process make the model, which needs torch. Raises TuluLiteError."""
+    command = [sys.executable, "-m", "tulu_lite.rehearsal.make_model", str(spec), str(out)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=MAKE_S, stdin=subprocess.DEVNULL, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise TuluLiteError(
+            f"the tiny model for the rehearsal was not made within {MAKE_S:.0f} s",
+            cure="this machine is very busy; run the same command again",
+        ) from None
+    if done.returncode:
+        raise TuluLiteError(
+            f"the tiny model for the rehearsal could not be made: {spec}",
+            why="\n".join(done.stderr.strip().splitlines()[-6:]),
+            cure="an architecture that transformers does not know needs a newer version of it",
+        )
 
 
 def tiny_config(model: str, revision: str | None) -> tuple[dict[str, Any], str]:

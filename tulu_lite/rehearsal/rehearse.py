@@ -206,6 +206,7 @@ class _Maker:
             own_template=template,
             special_tokens=special,
             reward=reward,
+            steps=40 if judge or seed else 100,
             seed=seed,
         )
         self.rehearsal.architectures[Path(model).name] = f"{config['model_type']}, by {where}"

@@ -101,7 +101,8 @@ class RowMaker:
         if use == "pairs":
             if source.format == "preference":
                 other = [asked, {"role": "assistant", "content": bad}]
-                row |= {"prompt": question, "chosen": turns, "rejected": other}
+                _put(row, columns(source.chosen)[0], turns)
+                _put(row, columns(source.rejected)[0], other)
             else:
                 _texts(row, source.prompt, question)
                 _texts(row, source.chosen, good)

@@ -119,6 +119,12 @@ class _Pool:
         """Sample and judge what is missing of one model."""
         folder, speaking = self._load(model)
         asked = self.prompts if speaking is self.sampler else self._prompts(speaking)[0]
+        if [prompt.user for prompt in asked] != [prompt.user for prompt in self.prompts]:
+            raise TuluLiteError(
+                f"stage {self.stage.name}: of the prompts not the same are usable by {model} as by the others",
+                why="filters count tokens, and its tokens are others",
+                cure="leave max_tokens and min_tokens out of the filters, or the model out of the pool",
+            )
         # prompts of an own template have ids of their own; the same prompt has the same place
         place_of = {prompt.id: place for place, prompt in enumerate(asked)}
         offset = self.stage.pool.index(model) * len(self.prompts)  # other seeds for each model
