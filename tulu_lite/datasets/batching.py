@@ -43,6 +43,24 @@ def step_indices(n: int, batch_size: int, epochs: int, seed: int, step: int) -> 
     return list(_order(n, seed, epoch)[place * batch_size : (place + 1) * batch_size])
 
 
+def token_batches(lengths: Sequence[int], batch_tokens: int, epochs: int, seed: int) -> list[list[int]]:
+    """The examples of every optimiser step of a training run whose steps are said in tokens.
+
+    Each step takes examples, in the epoch's order, until the next would make it longer than batch_tokens; an example
+    longer than that is a step by itself. No step spans two epochs. lengths: tokens of each example.
+    """
+    steps: list[list[int]] = []
+    for epoch in range(epochs):
+        filled = batch_tokens + 1  # so that the epoch begins with a step of its own
+        for index in _order(len(lengths), seed, epoch):
+            if filled + lengths[index] > batch_tokens:
+                steps.append([])
+                filled = 0
+            steps[-1].append(index)
+            filled += lengths[index]
+    return steps
+
+
 def pack_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Micro-batches of indices, each of which fills at most max_tokens when padded to its longest item.
 

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ..errors import TuluLiteError
@@ -20,53 +19,15 @@ from .literals import Literals
 from .proof import PROBE, prove
 from .spans import Encoding, UnevenTokens, split_tokens
 from .templates import template_source
+from .tokenizer import embedding_rows, generation_end_ids, load_tokenizer
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 _CHUNK = 1024  # texts tokenized at once: enough for the tokenizer's threads, little memory for offsets
 _OURS = "or use `chat_template: tulu`"
 
 Messages = Sequence[dict[str, str]]
 
-
-def _tokenizer_class(model: str) -> Any:
-    """AutoTokenizer loads torch, which takes seconds. Where the folder says that its tokenizer is just what is in
-    tokenizer.json, the class that AutoTokenizer would choose is loaded at once."""
-    try:
-        config = json.loads((Path(model) / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = {}
-    plain = config.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    if plain and (Path(model) / "tokenizer.json").is_file():
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer
-
-
-def load_tokenizer(model: str, revision: str | None = None) -> Any:
-    """The model's tokenizer. Raises TuluLiteError when the folder or hub id has none."""
-    if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
-        raise TuluLiteError(
-            f"there is no model folder {model}",
-            cure="check `model`; relative paths are relative to the recipe file",
-        )
-    if Path(model).is_dir() and not any(next(Path(model).glob(name), None) for name in _TOKENIZER_FILES):
-        raise TuluLiteError(
-            f"the model folder {model} has no tokenizer (no {', '.join(_TOKENIZER_FILES)})",
-            cure="copy the tokenizer's files of the original model into it",
-        )
-    try:
-        return _tokenizer_class(model).from_pretrained(model, revision=revision)
-    except Exception as error:  # OSError, ValueError, KeyError and hub errors, by the kind of fault
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise TuluLiteError(
-            f"cannot load a tokenizer from {model}: {reason}",
-            cure="`model` is a folder in Hugging Face format (with tokenizer.json) or a hub id; without "
-            "network, download it first and name the folder",
-        ) from None
+__all__ = ["ChatTemplate", "load_tokenizer"]
 
 
 class ChatTemplate:
@@ -83,7 +44,8 @@ class ChatTemplate:
             )
         self._marked = bool(_MARKS.search(source))
         self.literals = self._literals()
-        ids = [self._closing_token(), int(tokenizer.eos_token_id), *_generation_end_ids(model, tokenizer)]
+        self._known_steady: dict[tuple[str, str], bool] = {}
+        ids = [self._closing_token(), int(tokenizer.eos_token_id), *generation_end_ids(model, tokenizer)]
         self.end_token_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in ids if i is not None))
         self.pad_id = int(
             tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -101,10 +63,13 @@ class ChatTemplate:
     def prompts(self, many: Sequence[Messages], places: Sequence[str] = ()) -> list[tuple[str, list[int]]]:
         """`prompt` of each; places: where each stands, for errors."""
         texts = [self._render(messages, _place(places, i), prompt=True)[0] for i, messages in enumerate(many)]
-        return [
-            (self.literals.show(text), encoding.ids)
-            for text, encoding in zip(texts, self._encode(texts, offsets=False), strict=True)
-        ]
+        history = any(turn["role"] == "assistant" for messages in many for turn in messages)
+        made = []
+        for i, (text, encoding) in enumerate(zip(texts, self._encode(texts, offsets=history), strict=True)):
+            edges = self._edges_before(text, many[i], _place(places, i))
+            ids = self._split(text, edges, encoding, _place(places, i))[0] if edges else encoding.ids
+            made.append((self.literals.show(text), ids))
+        return made
 
     def conversation(self, messages: Messages) -> tuple[list[int], list[bool]]:
         """Token ids, and which have a loss: each assistant turn's text and its end token, nothing else."""
@@ -210,18 +175,7 @@ class ChatTemplate:
     def _masked(
         self, text: str, spans: list[tuple[int, int]], encoding: Encoding, where: str, last_only: bool
     ) -> tuple[list[int], list[bool]]:
-        edges = [edge for span in spans for edge in span]
-        try:
-            ids, places = split_tokens(text, edges, encoding, self.ids_of, self.exact_text)
-        except UnevenTokens as error:
-            raise BadRow(
-                "a token over the edge of a turn",
-                f"{where}the tokens of the assistant's turn cannot be told from those around it, near "
-                f"{text[max(0, error.edge - 20) : error.edge + 20]!r}",
-                why="one token spans the boundary, and this tokenizer gives other text when the parts are "
-                "tokenized by themselves",
-                cure="remove white space at the start of the assistant's text, " + _OURS,
-            ) from None
+        ids, places = self._split(text, [edge for span in spans for edge in span], encoding, where)
         mask = [False] * len(ids)
         whole = len(places) // 2 - 1  # the number of the last turn
         for turn, (first, last) in enumerate(zip(places[::2], places[1::2], strict=True)):
@@ -229,6 +183,45 @@ class ChatTemplate:
             if turn == whole or not last_only:
                 mask[first : end + 1] = [True] * (end + 1 - first)
         return ids, mask
+
+    def _edges_before(self, text: str, messages: Messages, where: str) -> list[int]:
+        """Where answers begin and end in the text of a prompt: there it is split as a conversation is."""
+        if not any(message["role"] == "assistant" for message in messages):
+            return []
+        whole, spans = self.spans(messages, where)
+        edges = [edge for span in spans for edge in span]
+        return edges if text[: edges[-1]] == whole[: edges[-1]] else []
+
+    def _split(
+        self, text: str, edges: list[int], encoding: Encoding, where: str
+    ) -> tuple[list[int], list[int]]:
+        """(token ids, tokens before each edge)."""
+        try:
+            return split_tokens(
+                text, edges, encoding, self.ids_of, self.exact_text, lambda edge: self._steady(text, edge)
+            )
+        except UnevenTokens as error:
+            near = self.literals.show(text)[max(0, error.edge - 20) : error.edge + 20]
+            raise BadRow(
+                "a token over the edge of a turn",
+                f"{where}the tokens of the assistant's turn cannot be told from those around it, near {near!r}",
+                why="one token spans the boundary, and this tokenizer gives other text when the parts are "
+                "tokenized by themselves",
+                cure="remove white space at the start of the assistant's text, " + _OURS,
+            ) from None
+
+    def _steady(self, text: str, edge: int) -> bool:
+        """Whether the white space before the edge gives the same tokens without what follows it: to many tokenizers the
+        last of several blanks belongs to the word after them."""
+        near = text[max(0, edge - 32) : edge]
+        blank = near[len(near.rstrip()) :]
+        if not blank or edge == len(text):
+            return True
+        follows = "<" if self.literals.hidden(text[edge]) else text[edge]
+        if (blank, follows) not in self._known_steady:
+            alone, followed = self.ids_of("x" + blank), self.ids_of("x" + blank + follows)
+            self._known_steady[blank, follows] = followed[: len(alone)] == alone
+        return self._known_steady[blank, follows]
 
     def _end_of_turn(self, ids: Sequence[int], first: int, last: int, where: str) -> int:
         """The place of the end token of the turn whose tokens are ids[first:last]: its last one, or the one after."""
@@ -269,25 +262,32 @@ class ChatTemplate:
             for i, ids in enumerate(made["input_ids"])
         ]
 
-    def _in_pieces(self, text: str, offsets: bool) -> Encoding:
+    def _in_pieces(self, text: str, offsets: bool, inside: bool = False) -> Encoding:
         """A text with hidden spellings of tokens: its pieces tokenized one by one."""
         ids: list[int] = []
         places: list[tuple[int, int]] = []
         for start, piece in self.literals.pieces(text):
-            lead = self._lead if start else ""
-            if lead is None:
+            made = self._inside(piece) if start or inside else self._batch([piece], offsets)[0]
+            if made is None:
                 raise BadRow(
                     "a special token in the text",
                     f"a turn spells a special token, near {self.literals.show(text)[max(0, start - 20) : start + 20]!r}",
                     why="this tokenizer has no other way to write it, so it would end the turn or begin another",
                     cure="remove it from the row, or set `bad_rows: drop`",
                 )
-            (made,) = self._batch([lead + piece], offsets)
-            skipped = len(self._batch([lead], False)[0].ids) if lead else 0
-            ids += made.ids[skipped:]
-            for first, last in (made.offsets or ())[skipped:]:
-                places.append((start + first - len(lead), start + last - len(lead)))
+            ids += made.ids
+            places += [(start + first, start + last) for first, last in made.offsets or ()]
         return Encoding(ids, places if offsets else None)
+
+    def _inside(self, piece: str) -> Encoding | None:
+        """The tokens that a piece of text has where it stands inside another; None where they cannot be known."""
+        if self._lead is None:
+            return None
+        offsets = bool(getattr(self.tokenizer, "is_fast", False))
+        (made,) = self._batch([self._lead + piece], offsets)
+        skipped, shift = len(self._batch([self._lead], False)[0].ids) if self._lead else 0, len(self._lead)
+        places = [(first - shift, last - shift) for first, last in (made.offsets or ())[skipped:]]
+        return Encoding(made.ids[skipped:], places if offsets else None)
 
     @cached_property
     def _lead(self) -> str | None:
@@ -339,17 +339,16 @@ class ChatTemplate:
 
     @cached_property
     def embeddings(self) -> int | None:
-        """Tokens that the model has, by its config.json; None where there is no such file."""
-        try:
-            config = json.loads((Path(self.model) / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        config = config.get("text_config") or config
-        size = config.get("vocab_size")
-        return size if self.model and isinstance(size, int) else None
+        """Tokens that the model has; None where that is not known."""
+        return embedding_rows(self.model)
 
-    def ids_of(self, text: str) -> list[int]:
-        return next(self._encode([text], offsets=False)).ids if text else []
+    def ids_of(self, text: str, inside: bool = False) -> list[int]:
+        """Token ids of a text; inside: of one that stands inside another."""
+        if not text:
+            return []
+        if inside and self._lead:
+            return self._in_pieces(text, False, inside=True).ids
+        return next(self._encode([text], offsets=False)).ids
 
     def exact_text(self, token_ids: list[int]) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -362,37 +361,6 @@ class ChatTemplate:
         special = set(self.tokenizer.all_special_ids)
         special |= {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return ids[0] if ids and ids[0] in special else None
-
-
-def _generation_end_ids(model: str, tokenizer: Any) -> list[int]:
-    """The eos ids of the model's generation_config.json, which may name more than the tokenizer does."""
-    path: str | None = str(Path(model) / "generation_config.json")
-    if not Path(model).is_dir():
-        path = _hub_file(model, "generation_config.json", tokenizer)
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise TuluLiteError(f"cannot read {path}: {error}", cure="mend the file, or remove it") from None
-    ids = data.get("eos_token_id") if isinstance(data, dict) else None
-    return [int(i) for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
-
-
-def _hub_file(model: str, name: str, tokenizer: Any) -> str | None:
-    """The file of a hub model, in the tokenizer's revision; None when it has no such file."""
-    if not model:
-        return None
-    from transformers.utils import cached_file
-
-    revision = getattr(tokenizer, "init_kwargs", {}).get("_commit_hash")
-    return cached_file(
-        model,
-        name,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
 
 
 def _place(places: Sequence[str], i: int) -> str:

@@ -277,7 +277,7 @@ def test_answer_that_melts_into_the_prompt_is_tokenized_by_itself(make_merging: 
 def test_split_tokens_without_trusted_offsets() -> None:
     """Words as tokens; offsets without the space before a word, as tokenizers that trim give them."""
 
-    def words(text: str) -> list[int]:
+    def words(text: str, inside: bool = False) -> list[int]:
         return [len(word) for word in text.split()]
 
     trimmed = Encoding([2, 3, 1], [(0, 2), (3, 6), (7, 8)])
@@ -290,7 +290,7 @@ def test_split_tokens_without_trusted_offsets() -> None:
 def test_trimmed_white_space_across_an_edge_is_seen() -> None:
     """The token of two line breaks has trimmed offsets, which hide that it spans the edge between them."""
 
-    def lines(text: str) -> list[int]:
+    def lines(text: str, inside: bool = False) -> list[int]:
         return [{"a": 1, "b": 2, "\n": 3, "\n\n": 4}[part] for part in re.findall(r"\n+|.", text)]
 
     def spell(ids: list[int]) -> str:
@@ -303,7 +303,7 @@ def test_trimmed_white_space_across_an_edge_is_seen() -> None:
 def test_offsets_of_characters_in_several_tokens() -> None:
     """Bytes of one character share its offsets; an edge after it lies after all of them."""
     encoding = Encoding([7, 8, 9, 5], [(0, 1), (0, 1), (0, 1), (1, 2)])
-    assert split_tokens("é!", [0, 1, 2], encoding, lambda _: [0], str) == ([7, 8, 9, 5], [0, 3, 4])
+    assert split_tokens("é!", [0, 1, 2], encoding, lambda _, inside: [0], str) == ([7, 8, 9, 5], [0, 3, 4])
 
 
 def test_places_are_named_in_errors(chars: Any) -> None:

@@ -116,7 +116,7 @@ def test_overlap_by_hand() -> None:
     assert len(items) == 16
     assert found.match([" ".join(items[:8])]) is None  # 8 of 16 words: not more than half
     assert found.match([" ".join(items[:9])]) == "test:2"
-    assert found.match([" ".join(items[:7] + ["a"] + items[7:14])]) is None  # no run of 8
+    assert found.match([" ".join([*items[:7], "a", *items[7:14]])]) is None  # no run of 8
     assert found.match([" ".join(items[:8]), " ".join(items[8:])]) == "test:2"  # turns count together
     assert (
         found.match([" ".join(items[:5]), " ".join(items[5:10])]) is None
@@ -149,7 +149,7 @@ def naive(prompts: list[str], turn: str, n: int, overlap: float) -> bool:
     return False
 
 
-short_text = st.lists(st.sampled_from("a b c d".split()), min_size=1, max_size=12).map(" ".join)
+short_text = st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, max_size=12).map(" ".join)
 
 
 @settings(max_examples=150, deadline=None)
