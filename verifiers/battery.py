@@ -47,7 +47,9 @@ ODD_REFERENCES: dict[str, Any] = {
     "a number": 1e308,
     "a long text": "x" * 100_000,
 }
-RATE_S = 1.0  # spent on finding out how many a second
+RATE_S = 1.0  # spent on finding out how many a second, ...
+LEAK_ROWS = 60  # ... and on at least so many rows, so that a leak shows on a crowded machine too, ...
+LONGEST_S = 10.0  # ... but no longer than that
 RATE_ITEMS = 2000
 LEAK_MB = 64.0
 
@@ -177,7 +179,7 @@ def _rate_and_memory(spec: Spec, samples: list[Sample], pool: VerifierPool) -> l
     with VerifierPool(pool.stats.workers, pool.timeout_s, base_dir=pool.base_dir, cache_size=0) as other:
         rounds: list[float] = []
         done, start = 0, time.monotonic()
-        while time.monotonic() - start < RATE_S and done < RATE_ITEMS:
+        while done < RATE_ITEMS and time.monotonic() - start < (RATE_S if done >= LEAK_ROWS else LONGEST_S):
             verdicts = other.verify([(spec, sample) for sample in samples])
             if any(verdict.reason.startswith("MemoryError") for verdict in verdicts):
                 full = Finding(

@@ -670,6 +670,12 @@ def test_attack_on_input_and_output_pairs(name: str) -> None:
 
 def test_a_deadline_is_kept_by_a_program_that_floods(monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
-    verdict = judged("code_asserts", TESTS, ENDLESS["endless output past the streams"], time_limit_s=0.5)
+    verdict = judged(
+        "code_asserts",
+        TESTS,
+        ENDLESS["endless output past the streams"],
+        time_limit_s=0.5,
+        total_limit_s=60.0,
+    )
     assert verdict.status is Status.INCORRECT
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 20

@@ -266,10 +266,10 @@ def test_progress_is_shown_while_it_runs(tmp_path: Path) -> None:
 def test_check_finds_a_leak_and_says_how_fast(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("verifiers.battery.RATE_S", 1.0)
+    monkeypatch.setattr("verifiers.battery.RATE_S", 0.1)
     (tmp_path / "leaks.py").write_text(
         "kept = []\ndef leaks(response, reference):\n"
-        "    kept.append(bytearray(b'x') * 2_000_000)\n    return response.endswith(reference)\n"
+        "    kept.append(bytearray(b'x') * 4_000_000)\n    return response.endswith(reference)\n"
     )
     rows = write(tmp_path / "rows.jsonl", [{"reference": w, "response": f"so {w}"} for w in ("x", "y", "z")])
     args = ["check", f"{tmp_path}/leaks.py:leaks", "--rows", str(rows), "--memory", "8000", "--workers", "1"]

@@ -131,7 +131,7 @@ def test_a_fault_is_one_items_error_and_the_others_are_judged(
 ) -> None:
     start = time.monotonic()
     verdicts = run(pool, faults, ["ok"] * 5 + [what] + ["ok"] * 5)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     assert verdicts[5].status is Status.ERROR
     assert verdicts[5].score is None
     assert verdicts[5].reason.startswith(reason)
@@ -232,7 +232,7 @@ def test_a_verifier_that_never_loads(
     verdicts = pool.verify(
         [(f"{tmp_path}/{f}.py:f", Sample(str(i))) for i in range(6) for f in ("never", "dies")]
     )
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 60  # and not ten minutes
     assert {v.status for v in verdicts} == {Status.ERROR}
     assert "did not load within" in verdicts[0].reason
     assert "while loading the verifier" in verdicts[1].reason

@@ -151,10 +151,10 @@ def test_one_that_blocks_the_loop_is_an_error_and_the_others_go_on(
     pool: VerifierPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eventloop, "BLOCKED_S", 0.8)
-    items = [("ways.py:blocks", Sample("4")), *(("ways.py:there", Sample(str(i))) for i in range(20))]
+    items = [("ways.py:blocks", Sample("30")), *(("ways.py:there", Sample(str(i))) for i in range(20))]
     start = time.monotonic()
     verdicts = pool.verify(items)
-    assert time.monotonic() - start < 3.9
+    assert time.monotonic() - start < 25
     assert verdicts[0].reason == "it blocks the event loop: an async verifier must await, not compute"
     assert [v.score for v in verdicts[1:]] == [1.0] * 20
     assert pool.stats.loops == 1
