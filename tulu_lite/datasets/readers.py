@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..recipe import DataSource
 from .bad import BadRow
 
 Bad = Callable[[BadRow, str, int], None]  # what is wrong, the file, the line
+_BLANK = re.compile(r"[ \t\n\r]*")
 _BLOCK = 1 << 20  # characters read at once of a .json list
 
 
@@ -102,18 +104,20 @@ def _stream_json(path: Path) -> Iterator[tuple[int, Any]]:
                 return
             if not text.startswith("["):
                 raise _no_list(path, "an object" if text.startswith("{") else "something else")
-            text, row, wanted = text[1:], 0, _BLOCK
+            at, row, wanted = 1, 0, _BLOCK
             while True:
-                text = text.lstrip()
-                if text.startswith("]") and not (text[1:] + file.read()).strip():
+                at = _BLANK.match(text, at).end()  # type: ignore[union-attr]
+                if text.startswith("]", at) and not (text[at + 1 :] + file.read()).strip():
                     return
-                item = text[1:].lstrip() if row and text.startswith(",") else text
+                comma = row > 0 and text.startswith(",", at)
+                start = _BLANK.match(text, at + comma).end()  # type: ignore[union-attr]
                 try:
-                    if row and item is text:
-                        raise json.JSONDecodeError("Expecting ',' delimiter", text, 0)
-                    data, end = decoder.raw_decode(item)
-                    if end == len(item):  # a number may go on in the next block
-                        raise json.JSONDecodeError("Unterminated list", item, end)
+                    if row and not comma:
+                        raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+                    data, end = decoder.raw_decode(text, start)
+                    after = _BLANK.match(text, end).end()  # type: ignore[union-attr]
+                    if text[after : after + 1] not in (",", "]"):  # a number may go on in the next block
+                        raise json.JSONDecodeError("Expecting ',' delimiter", text, after)
                 except json.JSONDecodeError as error:
                     more = file.read(wanted)
                     wanted *= 2  # an item of many blocks is parsed again few times
@@ -122,9 +126,9 @@ def _stream_json(path: Path) -> Iterator[tuple[int, Any]]:
                             f"{path}: row {row + 1} is not valid JSON: {error.msg}",
                             cure="mend the file at that place",
                         ) from None
-                    text += more
+                    text, at = text[at:] + more, 0
                     continue
-                row, text, wanted = row + 1, item[end:], _BLOCK
+                row, at, wanted = row + 1, after, _BLOCK
                 yield row, data
         except UnicodeDecodeError as error:
             raise TuluLiteError(
