@@ -110,7 +110,7 @@ def _figures(row: Row) -> Iterator[tuple[str, str]]:
         value = row.get(name)
         if isinstance(value, (int, float)):
             yield f"  {name} {value:+.3g}" if name == "advantage" else f"  {name} {value:.3g}", "dim"
-    yield f"  {row['prompt_id']}", "dim"
+    yield f"  {safe_line(row['prompt_id'])}", "dim"
 
 
 def side_by_side(
@@ -126,7 +126,8 @@ def side_by_side(
         }
         any_row = next(iter(firsts.values()))
         head = Text.assemble(
-            (f"{prompt}  {safe_line(any_row['source'])}\n", "cyan"), (_cut(any_row["prompt"], longest), "dim")
+            (f"{safe_line(prompt)}  {safe_line(any_row['source'])}\n", "cyan"),
+            (_cut(any_row["prompt"], longest), "dim"),
         )
         views = [sample_view(row, longest, f"step {step}", with_prompt=False) for step, row in firsts.items()]
         if beside:
