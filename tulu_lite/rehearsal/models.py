@@ -109,7 +109,7 @@ def tiny_config(model: str, revision: str | None) -> tuple[dict[str, Any], str]:
 def own_template(model: str) -> tuple[str | None, tuple[str, ...]]:
     """(jinja text, special tokens) of a local folder's tokenizer; nothing of a hub id's."""
     folder = Path(model)
-    if not folder.is_absolute():
+    if not folder.is_absolute() or not folder.exists():
         return None, ()
     from ..datasets.chat import load_tokenizer
 
@@ -136,6 +136,9 @@ def _kept(name: str, value: Any) -> bool:
 
 def _config_of(model: str, revision: str | None) -> tuple[dict[str, Any], str]:
     if Path(model).is_absolute():
+        named = _by_name(Path(model).name)
+        if named is not None and not Path(model).exists():  # what a rehearsal comes before downloading
+            return named, "its name (the folder is not there yet)"
         try:
             return json.loads((Path(model) / "config.json").read_text(encoding="utf-8")), "its config.json"
         except (OSError, ValueError) as error:
@@ -150,13 +153,20 @@ def _config_of(model: str, revision: str | None) -> tuple[dict[str, Any], str]:
         file = hf_hub_download(model, "config.json", revision=revision, local_files_only=offline)
         return json.loads(Path(file).read_text(encoding="utf-8")), "its config.json"
     except Exception:  # no network, no access, no such model: the hub raises errors of many kinds
-        for pattern, known in FAMILIES:
-            if re.search(pattern, model, re.IGNORECASE):
-                return {"num_attention_heads": 2, **known}, "its name (the hub cannot be reached)"
+        named = _by_name(model)
+        if named is not None:
+            return named, "its name (the hub cannot be reached)"
         raise TuluLiteError(
             f"cannot rehearse with {model}: its config.json cannot be downloaded, and its name tells no architecture",
             cure="download the model's config.json and tokenizer files, and set `model` to the folder",
         ) from None
+
+
+def _by_name(name: str) -> dict[str, Any] | None:
+    for pattern, known in FAMILIES:
+        if re.search(pattern, name, re.IGNORECASE):
+            return {"num_attention_heads": 2, **known}
+    return None
 
 
 @lru_cache(maxsize=1)

@@ -88,7 +88,7 @@ class _Rehearsal:
         self.judged = bool(self.data["judges"])
         if self.judged:
             self.notes.append(
-                "judges: they sample their judgements, which mean nothing; any share of them may fail (max_error_share 1)"
+                "judges: what they say means nothing; they sample it, and any share of it may fail (max_error_share 1)"
             )
         for judge in self.data["judges"].values():
             judge["server"] = {"max_model_len": 2 * CONTEXT, "kv_cache_mb": 128, "max_num_seqs": 32}

@@ -95,7 +95,7 @@ def told(recipe: Recipe) -> list[str]:
         lines.append(f"sampling: {SAMPLES} samples a prompt and {RESPONSE} tokens a response at most")
     if "rlvr" in kinds:
         lines.append(
-            f"rlvr: {STEPS} steps of {PROMPTS} prompts; what is said in steps (validation, refreshed references) shrinks "
+            f"rlvr: {STEPS} steps of {PROMPTS} prompts (or as many as there are updates); what is said in steps (validation, refreshed references) shrinks "
             "in proportion"
         )
     return lines
