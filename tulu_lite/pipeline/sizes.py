@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from ..datasets.batching import token_batches
 from ..datasets.chat import ChatTemplate, load_tokenizer
 from ..datasets.conversations import load_conversations
+from ..datasets.held_out import held_out_pairs
 from ..datasets.pairs import load_pairs
 from ..datasets.prompts import report_prompts
 from ..datasets.sources import load_rows
@@ -129,6 +131,11 @@ class StepSizes:
         tokens = report.tokens * stage.epochs
         completions = len(examples) * stage.epochs
         updates = -(-len(examples) // stage.batch_size) * stage.epochs
+        if stage.batch_tokens is not None:
+            lengths = [len(example.token_ids) for example in examples]
+            updates = len(
+                token_batches(lengths, stage.batch_tokens, stage.epochs, seed=0)
+            )  # other seeds: about as many
         return Size(len(examples), completions, tokens, False, updates, tuple(report.notes()))
 
     def _sft_from_stage(self, stage: SftStage) -> Size:
@@ -163,13 +170,19 @@ class StepSizes:
             stage, self.template, seed=self.recipe.seed, stage_rows=None, cache=self._cache
         )
         tokens = report.tokens * stage.epochs
+        notes = report.notes()
+        if not any(source.stage for source in stage.validation):
+            held_out = held_out_pairs(
+                stage, self.template, pairs, seed=self.recipe.seed, stage_rows=None, cache=self._cache
+            )
+            notes += [f"{len(held_out)} pairs are held out"] if held_out else []
         return Size(
             len(pairs),
             2 * len(pairs) * stage.epochs,
             tokens,
             False,
             -(-len(pairs) // stage.batch_size) * stage.epochs,
-            tuple(report.notes()),
+            tuple(notes),
         )
 
     def _pairs_from_stage(self, stage: PairStage, source: DataSource) -> Size:
