@@ -118,7 +118,7 @@ def test_no_escape_codes_reach_the_terminal() -> None:
 def test_safe_text_is_safe_whatever_comes(text: str) -> None:
     safe = safe_text(text)
     assert all(c in "\n\u200c\u200d" or c.isprintable() or c.isspace() for c in safe)
-    assert not any(ord(c) < 32 and c != "\n" or 0x7F <= ord(c) < 0xA0 for c in safe)
+    assert not any((ord(c) < 32 and c != "\n") or 0x7F <= ord(c) < 0xA0 for c in safe)
     assert "\n" not in safe_line(text)
     safe.encode("utf-8")
     if text.isascii() and text.isprintable():
