@@ -72,7 +72,9 @@ class Verifying:
             return Answers((), tuple(written("3")))
         built = self._verifier(name)
         right, other = [], []
-        for text in itertools.chain.from_iterable(written(value) for value in (_shown(reference), "7")):
+        for text in itertools.chain.from_iterable(
+            written(value) for value in (_shown(reference), _another(_shown(reference)))
+        ):
             sample = verifiers.Sample(text, reference, prompt, True, {"source": source})
             verdict = built.verify(sample)
             if verdict.score is not None:
@@ -158,6 +160,11 @@ def _number_in(text: str) -> str:
         if part.strip(".,:").isdigit()
     ]
     return digits[-1].strip(".,:") if digits else "3"
+
+
+def _another(value: str) -> str:
+    """Another answer, of those that rehearsed problems have: so that each is right now and then."""
+    return str(int(value) % 4 + 1) if value in ("1", "2", "3", "4") else "7"
 
 
 def _shown(reference: Any) -> str:
