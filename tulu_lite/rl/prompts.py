@@ -27,7 +27,7 @@ class PromptStream:
         self._order: tuple[int, list[int]] = (-1, [])  # an epoch, and its order
 
     def take(self, count: int) -> list[Prompt]:
-        """The next prompts. At most one epoch is passed over for them: then they come as they are."""
+        """The next prompts. For each at most one epoch is passed over: then it comes as it is."""
         chosen: list[Prompt] = []
         passed_over = 0
         while len(chosen) < count:
@@ -36,6 +36,7 @@ class PromptStream:
                 passed_over += 1
             else:
                 chosen.append(prompt)
+                passed_over = 0
             self.state["place"] += 1
         return chosen
 
