@@ -46,7 +46,7 @@ def train(ctx: StepContext) -> None:
     stage: DpoStage = ctx.stage
     pairs = Pairs.of(ctx)
     steps = steps_in_all(len(pairs.trained), stage.batch_size, stage.epochs)
-    training = Training(ctx, updates=steps)
+    training = Training(ctx, updates=steps, sequences_per_item=2)
     pad_id = pairs.template.pad_id
     held_out = list(pairs.held_out.values())
     # before any weight changes
@@ -58,12 +58,14 @@ def train(ctx: StepContext) -> None:
     )  # fmt: skip
 
     def margins() -> tuple[Tensor, float]:
-        values_N2 = scored_by_all(logprobs, BothSides(held_out), stage.micro_batch_tokens).view(-1, 2)
+        values_N2 = scored_by_all(
+            training.model, logprobs, BothSides(held_out), stage.micro_batch_tokens
+        ).view(-1, 2)
         losses_N, margin_N, _ = losses_of(stage, values_N2, with_reference(held_out, held_out_N2))
         return margin_N, float(losses_N.mean())
 
-    validation = Validation(ctx, pairs, margins)
-    for step in range(training.resume() + 1, steps + 1):
+    validation = Validation(ctx, training, pairs, margins)
+    for step in range(validation.resume(training.resume()) + 1, steps + 1):
         began = time.perf_counter()
         indices = step_indices(len(pairs.trained), stage.batch_size, stage.epochs, ctx.seed, step)
         batch = with_reference([pairs.trained[i] for i in indices], reference_N2[indices])
@@ -84,8 +86,8 @@ def train(ctx: StepContext) -> None:
         seconds = time.perf_counter() - began
         ctx.metrics.log(
             step, partial(places_of, batch), loss=loss, grad_norm=norm, learning_rate=rate, accuracy=right, margin=margin,
-            chosen_gain=chosen, rejected_gain=rejected, tokens=sum(lengths), tokens_per_second=sum(lengths) / seconds,
-            pairs_per_second=len(batch) / seconds, **validation.if_due(step, steps),
+            chosen_gain=chosen, rejected_gain=rejected, tokens=sum(lengths),
+            pairs_per_second=len(batch) / seconds, **training.figures(seconds), **validation.if_due(step, steps),
         )  # fmt: skip
         ctx.progress(step, steps, loss=loss, accuracy=right)
         training.save_if_due(step, steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from ..datasets.held_out import held_out_pairs
 from ..datasets.pairs import PairExample, load_pairs
 from ..pipeline.protocol import write_validation
 from ..statistics import of_values
+from ..training.loop import Training
 from .context import StepContext
 
 
@@ -49,31 +51,54 @@ class Validation:
     margins: gives the margin [N] of the held-out pairs, in order, under the model as it is, and the loss on them.
     """
 
-    def __init__(self, ctx: StepContext, pairs: Pairs, margins: Callable[[], tuple[Tensor, float]]) -> None:
-        self.ctx, self.ids, self.margins = ctx, list(pairs.held_out), margins
+    def __init__(
+        self, ctx: StepContext, training: Training, pairs: Pairs, margins: Callable[[], tuple[Tensor, float]]
+    ) -> None:
+        self.ctx, self.training, self.ids, self.margins = ctx, training, list(pairs.held_out), margins
+        self.best = -math.inf
         self.last: dict[str, Any] = {}
-        self.values: dict[str, float] = {}
+        self.at, self.values = 0, {}  # type: tuple[int, dict[str, float]]
+
+    def resume(self, begun: int) -> int:
+        """Know the best so far, if it was before the save that training goes on from (else it is found again)."""
+        for row in self.ctx.metrics.rows():
+            if row["step"] <= begun:
+                self.best = max(self.best, row.get("validation_accuracy", -math.inf))
+        return begun
 
     def if_due(self, step: int, steps: int) -> dict[str, float]:
         """Metrics of this step's validation; none where there is none."""
-        if not self.ids or (step % self.ctx.stage.validate_every_steps and step != steps):
+        stage = self.ctx.stage
+        if not self.ids or (step % stage.validate_every_steps and step != steps):
             return {}
+        loss = self._look(step)
+        accuracy = self.last["value"]
+        if stage.export == "best" and accuracy > self.best:
+            self.training.save_best(step, accuracy)
+        self.best = max(self.best, accuracy)
+        return {"validation_accuracy": accuracy, "validation_loss": loss}
+
+    def _look(self, step: int) -> float:
         margins, loss = self.margins()
-        self.values = dict(zip(self.ids, _ranked_right(margins), strict=True))
+        self.at, self.values = step, dict(zip(self.ids, _ranked_right(margins), strict=True))
         self.last = self.ctx.validated(step, "accuracy", self.values)
-        return {"validation_accuracy": self.last["value"], "validation_loss": loss}
+        return loss
 
     def summary(self, steps: int) -> dict[str, Any]:
-        """What the step's result says of the last validation, which is made now where a kill came between it and the
-        end."""
-        if not self.last:
-            self.if_due(steps, steps)
-        if not self.last:
+        """What the step's result says of the weights that go on. With `export: best` they are loaded first."""
+        if not self.ids:
             return {}
+        wanted = steps
+        if self.ctx.stage.export == "best":
+            wanted = self.training.load_best() or steps
+        if (
+            self.at != wanted
+        ):  # other weights than those validated last, or a kill came between that and the end
+            self._look(wanted)
         if self.ctx.is_main:
             write_validation(self.ctx.dir / "validation.jsonl", self.values)
         accuracy = of_values(list(self.values.values()))
-        return {"validation": self.last, "held_out_accuracy": accuracy.to_json()}
+        return {"validation": self.last, "held_out_accuracy": accuracy.to_json(), "step": wanted}
 
 
 def _ranked_right(margins: Tensor) -> list[float]:

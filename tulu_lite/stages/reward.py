@@ -34,16 +34,18 @@ def train(ctx: StepContext) -> None:
     stage: RewardStage = ctx.stage
     pairs = Pairs.of(ctx)
     steps = steps_in_all(len(pairs.trained), stage.batch_size, stage.epochs)
-    training = Training(ctx, updates=steps, load=partial(load_scalar_model, fresh_head="normal"))
+    training = Training(
+        ctx, updates=steps, load=partial(load_scalar_model, fresh_head="normal"), sequences_per_item=2
+    )
     rewards = partial(sequence_scalars, training.model, device=training.device, pad_id=pairs.template.pad_id)
 
     def margins() -> tuple[Tensor, float]:
         sequences = BothSides(list(pairs.held_out.values()))
-        rewards_N2 = scored_by_all(rewards, sequences, stage.micro_batch_tokens).view(-1, 2)
+        rewards_N2 = scored_by_all(training.model, rewards, sequences, stage.micro_batch_tokens).view(-1, 2)
         return rewards_N2[:, 0] - rewards_N2[:, 1], float(losses_of(stage, rewards_N2).mean())
 
-    validation = Validation(ctx, pairs, margins)
-    for step in range(training.resume() + 1, steps + 1):
+    validation = Validation(ctx, training, pairs, margins)
+    for step in range(validation.resume(training.resume()) + 1, steps + 1):
         began = time.perf_counter()
         order = step_indices(len(pairs.trained), stage.batch_size, stage.epochs, ctx.seed, step)
         batch = [pairs.trained[i] for i in order]
@@ -65,8 +67,7 @@ def train(ctx: StepContext) -> None:
         ctx.metrics.log(
             step, partial(places_of, batch), loss=loss, grad_norm=norm, learning_rate=rate, accuracy=right, margin=margin,
             chosen_reward=chosen, rejected_reward=rejected, tokens=sum(lengths),
-            tokens_per_second=sum(lengths) / seconds, pairs_per_second=len(batch) / seconds,
-            **validation.if_due(step, steps),
+            pairs_per_second=len(batch) / seconds, **training.figures(seconds), **validation.if_due(step, steps),
         )  # fmt: skip
         ctx.progress(step, steps, loss=loss, accuracy=right)
         training.save_if_due(step, steps)

@@ -84,7 +84,7 @@ def logprobs_under(
                 chunk_tokens=settings.logits_chunk_tokens,
             )
 
-        return scored_by_all(score, sequences, settings.micro_batch_tokens, on_progress)
+        return scored_by_all(model, score, sequences, settings.micro_batch_tokens, on_progress)
 
     if reference is None:
         with _as_it_began(training.model) as model:

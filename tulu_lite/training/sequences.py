@@ -107,6 +107,7 @@ def _sorted(
 
 @torch.no_grad()
 def scored_by_all(
+    model: nn.Module,
     score: Callable[[Sequence[PromptResponse]], Tensor],
     sequences: Sequence[PromptResponse],
     max_tokens: int,
@@ -114,13 +115,15 @@ def scored_by_all(
 ) -> Tensor:
     """[S] float32 on the CPU: the scores of many sequences, each made by one of the processes, known to all.
 
-    score: of one batch. Every process makes as many passes as the others: what spreads weights over processes needs
+    score: of one batch, by `model`, whose dropout (of adapters) is off meanwhile. Every process makes as many passes as the others: what spreads weights over processes needs
     all of them in each. Nothing is kept for a backward pass, so batches are large.
     """
     batches = pack_by_length([length_of(s) for s in sequences], NO_GRADIENT_FACTOR * max_tokens)
     processes = len(from_all(None))
     own = batches[rank() :: processes]
     found: list[tuple[list[int], list[float]]] = []
+    training = model.training
+    model.eval()
     done = 0
     for number in range(-(-len(batches) // processes)):
         batch = own[number] if number < len(own) else []
@@ -129,6 +132,7 @@ def scored_by_all(
             found.append((batch, scores.float().tolist()))
         done += processes * len(batch)
         on_progress(min(done, len(sequences)))
+    model.train(training)
     values = torch.zeros(len(sequences))
     for part in from_all(found):
         for batch, numbers in part:

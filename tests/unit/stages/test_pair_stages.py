@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from tulu_lite.pipeline.steps import Step
 from tulu_lite.recipe import DpoStage, RewardStage, load_recipe
 from tulu_lite.stages import context, dpo, reward
 from tulu_lite.stages.context import step_context
+from tulu_lite.stages.pairing import Validation
 from tulu_lite.training.loop import Training
 
 STAGES = {"dpo": (DpoStage, dpo.train), "reward": (RewardStage, reward.train)}
@@ -130,7 +132,7 @@ def test_one_batch_is_four_micro_batches(make: Callable[..., Step], kind: str) -
 
 
 @pytest.mark.parametrize("kind", ["dpo", "reward"])
-@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "dropout": 0.2}], ids=["full", "lora"])
 def test_killed_and_run_again_it_gives_the_same_bits(
     make: Callable[..., Step], monkeypatch: pytest.MonkeyPatch, kind: str, lora: Any
 ) -> None:
@@ -257,6 +259,46 @@ def test_the_reward_of_a_response_is_what_transformers_gives(make: Callable[...,
     batch.pop("token_type_ids", None)
     chosen, rejected = classifier(**batch).logits[:, 0].tolist()
     assert chosen > rejected
+
+
+def test_the_best_weights_go_on(make: Callable[..., Step]) -> None:
+    """All held-out pairs are ranked right before the last step: the first such step's weights are exported."""
+    last = make("dpo", "last", validate_every_steps=1)
+    run(last)
+    step = make("dpo", "best", export="best", validate_every_steps=1)
+    best = run(step)
+    accuracies = [row["validation_accuracy"] for row in rows(step)]
+    assert best["step"] == 1 + accuracies.index(1.0) < 4
+    assert best["validation"]["value"] == 1.0
+    kept = [json.loads(line)["value"] for line in (step.folder / "validation.jsonl").read_text().splitlines()]
+    assert kept == [1.0] * 6
+    assert not all(
+        torch.equal(a, b) for a, b in zip(weights(last).values(), weights(step).values(), strict=True)
+    )
+
+
+def test_the_validation_that_counts() -> None:
+    """Accuracies 1/2, 1, 0 (one tie: half): the second is kept, loaded at the end, and looked at again."""
+    margins = iter([[1.0, -1.0], [2.0, 1.0], [0.0, -1.0], [2.0, 1.0]])
+    saved: list[tuple[int, float]] = []
+    training: Any = SimpleNamespace(
+        save_best=lambda *what: saved.append(what), load_best=lambda: saved[-1][0]
+    )
+    ctx: Any = SimpleNamespace(
+        stage=SimpleNamespace(validate_every_steps=2, export="best"),
+        metrics=SimpleNamespace(rows=list),
+        validated=lambda step, metric, values: {"at": step, "value": sum(values.values()) / len(values)},
+        is_main=False,
+    )
+    pairs: Any = SimpleNamespace(held_out={"a": None, "b": None})
+    validation = Validation(ctx, training, pairs, lambda: (torch.tensor(next(margins)), 0.5))
+    assert validation.resume(0) == 0
+    seen = [validation.if_due(step, 5).get("validation_accuracy") for step in range(1, 6)]
+    assert seen == [None, 0.5, None, 1.0, 0.25]
+    assert saved == [(2, 0.5), (4, 1.0)]
+    summary = validation.summary(5)
+    assert (summary["step"], summary["validation"]) == (4, {"at": 4, "value": 1.0})
+    assert validation.values == {"a": 1.0, "b": 1.0}
 
 
 def test_pairs_that_are_trained_on_are_not_held_out(make: Callable[..., Step], capsys: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..base import Later
 from ..training import TrainingSettings
@@ -27,5 +27,13 @@ class PairStage(TrainingStage, TrainingSettings):
     validate_every_steps: int = Later(50, ge=1)
     """Optimiser steps between looks at `validation`'s pairs, by the share of them that are ranked right; the last step
     is always looked at."""
+    export: Literal["last", "best"] = Later("last")
+    """The weights that go on: those of the last step, or those of the validation that ranked most pairs right."""
     seed: int | None = None
     """Order of the pairs; by default the recipe's seed."""
+
+    @model_validator(mode="after")
+    def _best_needs_a_validation(self) -> PairStage:
+        if self.export == "best" and not self.validation:
+            raise ValueError("export: best needs `validation`, pairs by which the best weights are known")
+        return self
