@@ -237,8 +237,15 @@ class _Expansion:
         rows_from = [source.stage for source in getattr(stage, "data", ()) if source.stage]
         others = [name for name in getattr(stage, "pool", ()) if is_stage_name(name)]
         reference = getattr(stage, "reference", None)
-        judges = [name for name in self.recipe.judge_stages().values() if name in self.keys and _judged(stage)]
-        more = [*([reference] if reference else []), *judges, *([extends] if extends else [])]
+        other_models = getattr(stage, "other_models", (reference,) if reference else ())
+        judges = [
+            name for name in self.recipe.judge_stages().values() if name in self.keys and _judged(stage)
+        ]
+        more = [
+            *(name for name in other_models if is_stage_name(name)),
+            *judges,
+            *([extends] if extends else []),
+        ]
         inputs = tuple(dict.fromkeys([model, *others, *rows_from, *more]))
         what = {
             "format": FORMAT,
@@ -285,9 +292,7 @@ class _Expansion:
 
     def _files_by_content(self, source: DataSource, entry: dict[str, Any]) -> None:
         """Replace the entry's path by the names and contents of the files that it names."""
-        files = [
-            {"file": path.name, "sha256": file_hash(path, self.ledger)} for path in data_files(source)
-        ]
+        files = [{"file": path.name, "sha256": file_hash(path, self.ledger)} for path in data_files(source)]
         if files:
             entry["path"] = files[0] if isinstance(source.path, str) and len(files) == 1 else files
 
@@ -298,6 +303,9 @@ class _Expansion:
             plain.pop(apart, None)
         if isinstance(stage, PoolStage) and stage.models:
             plain["models"] = [self._pool_key(name) for name in stage.models]
+        folders = [name for name in getattr(stage, "other_models", ()) if not is_stage_name(name)]
+        if folders:
+            plain["other_models"] = [self._pool_key(name) for name in folders]
         judged = False
         for field in SOURCE_FIELDS:
             for source, entry in zip(getattr(stage, field, None) or (), plain.get(field, ()), strict=True):

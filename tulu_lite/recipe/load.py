@@ -224,6 +224,8 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
             named = holder.get(field) if isinstance(holder, dict) else None
             if isinstance(named, str) and not is_stage_name(named) and _is_local_model(named, folder):
                 holder[field] = _absolute(named, folder)
+        if stage.get("kind") == "rlvr":
+            _resolve_models(stage, folder)
         if isinstance(stage.get("rank_by"), str):
             stage["rank_by"] = _resolve_verifier(stage["rank_by"], folder)
         for field in SOURCE_FIELDS:
@@ -233,6 +235,17 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         _resolve_decontamination(stage.get("filters"), folder)
         _resolve_sweep(stage.get("sweep"), folder)
     return data
+
+
+def _resolve_models(stage: dict[str, Any], folder: Path) -> None:
+    """Folders of the other models of an rlvr stage, and of recorded rollouts, made absolute."""
+    value = stage.get("value")
+    for settings, field in ((stage, "reference"), (value, "init"), (stage, "replay")):
+        name = settings.get(field) if isinstance(settings, dict) else None
+        if isinstance(name, str) and (
+            field == "replay" or (not is_stage_name(name) and _is_local_model(name, folder))
+        ):
+            settings[field] = _absolute(name, folder)  # type: ignore[index]
 
 
 def _resolve_sweep(sweep: Any, folder: Path) -> None:

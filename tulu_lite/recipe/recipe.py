@@ -28,7 +28,11 @@ from .watching import Sink, WarningSettings
 
 BASE = "base"  # the name by which stages refer to the recipe's own model
 
-READS_ROWS = {"sft": "reject", "dpo": "preferences", "reward": "preferences"}  # by kind: what makes the rows of `data: {stage: ...}`
+READS_ROWS = {
+    "sft": "reject",
+    "dpo": "preferences",
+    "reward": "preferences",
+}  # by kind: what makes the rows of `data: {stage: ...}`
 MAKES_MODEL = (SftStage, DpoStage, RlvrStage)
 
 
@@ -103,6 +107,11 @@ class Recipe(Settings):
                 _check_name(where, field, name, earlier, later, kinds, "a model")
             if isinstance(stage, DpoStage) and stage.reference is not None:
                 _check_name(where, "reference", stage.reference, earlier, later, MAKES_MODEL, "a model")
+            if isinstance(stage, RlvrStage):
+                for name in (name for name in stage.other_models if is_stage_name(name)):
+                    field = "reference" if name == stage.reference else "value.init"
+                    kinds = MAKES_MODEL if field == "reference" else (*MAKES_MODEL, RewardStage)
+                    _check_name(where, field, name, earlier, later, kinds, "a model")
             settings = settings_of(stage) if isinstance(stage, TrainingStage) else [("", stage)]
             for field, (_, one) in itertools.product(SOURCE_FIELDS, settings):
                 for source in getattr(one, field, ()):
