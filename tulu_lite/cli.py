@@ -1,4 +1,4 @@
-"""The command line: tulu-lite run | plan | report | extend | runs | schema | serve | replay | doctor."""
+"""The command line: tulu-lite run | plan | report | extend | runs | schema | serve | replay | rollouts | doctor."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .commands import data as data_command
 from .commands import extend as extend_command
 from .commands import replay as replay_command
+from .commands import rollouts as rollouts_command
 from .errors import TuluLiteError
 from .files import write_atomic
 
@@ -181,8 +183,10 @@ def serve(
     by_hand.serve(local_model(loaded), serving(loaded), Path(loaded.output) / "server", recipe=loaded)
 
 
+app.add_typer(data_command.app, name="data")
 app.command("extend")(extend_command.extend)
 app.command("replay")(replay_command.replay)
+app.command("rollouts")(rollouts_command.rollouts)
 
 doctor = typer.Typer(help="What is wrong, and what it probably comes from.", invoke_without_command=True)
 app.add_typer(doctor, name="doctor")

@@ -183,7 +183,7 @@ def replay_context(
 ) -> StepContext:
     """The stage's context: one process, no saves, nothing written outside the scratch folder. changes: of the stage's
     fields."""
-    settings = shown.stage.accelerate or recipe.accelerate
+    settings = getattr(shown.stage, "accelerate", None) or recipe.accelerate
     stage = shown.stage.model_copy(
         update={"accelerate": one_process(settings, found.notes), "save_every_steps": 10**9} | (changes or {})
     )

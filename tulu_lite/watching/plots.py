@@ -69,7 +69,7 @@ def plot_stage(title: str, kind: str, runs: Sequence[Curve], path: Path) -> bool
     return True
 
 
-STYLE = {
+STYLE: Any = {
     "font.size": 10.5, "axes.titlesize": 11.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.labelsize": 10, "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "legend.fontsize": 9.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, TypeGuard
 
 ROBUST_SIGMA = 1.4826  # of a normal distribution: standard deviation / median absolute deviation
 
@@ -53,7 +53,8 @@ class History(dict[str, Series]):
                 self.setdefault(name, Series()).add(row["step"], float(value))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
+    """A number that is not true or false."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -69,7 +69,7 @@ def test_a_run_is_its_recipe_or_its_output_folder(project: Path) -> None:
     assert recipe.seed == 3 and [step.id for step in steps if step.kind == "sft"] == ["sft"]
     with pytest.raises(TuluLiteError, match="is no output folder"):
         open_run(project / "model")
-    (project / "out").mkdir()
+    (project / "out").mkdir(exist_ok=True)
     (project / "out" / "recipe.yaml").write_text(
         (project / "recipe.yaml")
         .read_text()
