@@ -103,7 +103,7 @@ def show(console: Console, found: Replay, top: int) -> None:
     )  # fmt: skip
     more = list(dict.fromkeys(name for sample in found.samples for name in sample.what))
     table.add_column("sample", overflow="fold")
-    for name in ("loss", "share of the loss", "tokens", "learnt", "gradient norm", "pull", *more):
+    for name in ("loss", "part of the loss", "tokens", "learnt", "gradient norm", "pull", *more):
         table.add_column(name, justify="right", no_wrap=True)
     ranked = sorted(found.samples, key=lambda sample: _last_if_finite(sample.grad_norm))
     for sample in ranked[:top]:
