@@ -97,7 +97,9 @@ class Runner:
                 self.order = expand(self.recipe, self.ledger)
             else:
                 self._keep_server([other for other in left if not other.done], step)
-                self._train_or_sample(together(left))
+                runs = together(left)
+                self._train_or_sample(runs)
+                seen |= {run.id for run in runs}
 
     @property
     def steps(self) -> dict[str, Step]:
