@@ -140,7 +140,7 @@ def test_amounts_that_contradict(amount: Any, message: str) -> None:
 
 
 def test_tulu_3_counts() -> None:
-    """The published mix by counts: 939,343 rows (arXiv:2411.15124, table 7), of which these are the exact ones."""
+    """Some of the published mix (arXiv:2411.15124), by its counts; the shortest of them repeated."""
     counts = {"flan": 89_982, "persona_math": 149_960, "evol_codealpaca": 107_276, "hard_coded": 240}
     entries = [source(name, count=count, max_repeat=10) for name, count in counts.items()]
     assert quotas(entries, [90_000, 149_960, 110_000, 24], mix(total=sum(counts.values()))) == list(

@@ -71,6 +71,14 @@ def test_a_json_list_streams_as_it_loads(
         readers._BLOCK = before
 
 
+def test_a_number_goes_on_in_the_next_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = [10.25, -3.5e10, 'x"],', [1, {"a": 2}], True, 7]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    for block in range(1, 40):
+        monkeypatch.setattr(readers, "_BLOCK", block)
+        assert [value for _, value in read_file(tmp_path / "a.json", streaming=True)] == data
+
+
 @pytest.mark.parametrize("text", ["[1, 2", "[1 2]", "[1,]", "[1], 2", "{}", '"a"', "[1}", "[,1]"])
 def test_broken_lists_do_not_stream(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)

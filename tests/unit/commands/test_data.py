@@ -17,7 +17,7 @@ from tulu_lite.datasets.chat import ChatTemplate, load_tokenizer
 from tulu_lite.datasets.show import coloured, spread
 from tulu_lite.errors import TuluLiteError
 
-BASE = str(Path(__file__).parents[2] / "data" / "quickstart" / "base")
+BASE = str(Path(__file__).parents[3] / "data" / "quickstart" / "base")
 
 
 @pytest.fixture
