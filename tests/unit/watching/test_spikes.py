@@ -83,6 +83,13 @@ def test_a_value_that_is_no_number_is_flagged_at_once_and_does_not_hide_the_next
     assert flagged(rows, WarningSettings(spike_window=20)) == [(1, "loss"), (31, "loss"), (36, "loss")]
 
 
+def test_what_is_no_number_has_no_part_in_the_median() -> None:
+    watch = SpikeWatch(WarningSettings(spike_window=8))
+    for step, value in enumerate([1.0, math.nan, 2.0, math.inf, -math.inf, 3.0], 1):
+        watch.look(step, {"loss": value, "grad_norm": value})
+    assert list(watch.before["loss"]) == list(watch.before["grad_norm"]) == [1.0, 2.0, 3.0]
+
+
 def test_spikes_can_be_switched_off() -> None:
     rows = steady(0, 200)
     rows[150]["loss"] = 500.0
