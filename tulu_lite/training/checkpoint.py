@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,40 +26,76 @@ from .zero import is_zero, optimizer_tensors, set_optimizer_tensors, shape_of
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 FORMAT = 1
+QUANTISED = ("qmap1", "qmap2", "absmax1", "absmax2")  # what bitsandbytes keeps beside 8-bit moments
 SHARD_BYTES = 5 * 1000**3
 
 
-def save_checkpoint(
-    folder: Path, step: int, *, model: nn.Module, optimizer: Any, state: dict[str, Any], keep: int = 2
-) -> Path:
-    """Write folder/step-000123, whole or not at all, then remove all but the newest `keep`.
+@dataclass(frozen=True)
+class Snapshot:
+    """What a save holds, on the CPU of the process that writes: the trained weights (adapters alone under LoRA), the
+    optimiser's tensors by parameter name, and the rest as JSON."""
 
-    Holds the trained weights (adapters alone under LoRA), the optimiser's tensors by parameter name, `state` (JSON),
-    and every process's random states. Every process calls it; the first one writes. Raises TuluLiteError on a full
-    disk: what was saved before is still there.
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    content: dict[str, Any]
+
+
+def snapshot(step: int, *, model: nn.Module, optimizer: Any, state: dict[str, Any], copy: bool) -> Snapshot:
+    """Take it. copy: own memory for every tensor, so that training may go on before it is written.
+
+    Holds every process's random states; every process calls it.
     """
+
+    def kept(tensor: Tensor) -> Tensor:
+        return tensor.to("cpu", copy=True) if copy else tensor
+
     parameters = _trained(model)
-    weights = _kept({name: whole(parameter) for name, parameter in parameters.items()})
-    moments = _kept(dict(_optimizer_tensors(parameters, optimizer)))
-    rng = from_all(_rng_state())
+    weights = _kept({name: kept(whole(parameter)) for name, parameter in parameters.items()})
+    moments = _kept({name: kept(value) for name, value in _optimizer_tensors(parameters, optimizer)})
     scaler = getattr(optimizer, "scaler", None)
     content = {
         "format": FORMAT,
         "step": step,
         "state": state,
-        "rng": rng,
+        "rng": from_all(_rng_state()),
         "scaler": None if scaler is None else scaler.state_dict(),
     }
-    target = folder / f"step-{step:06d}"
+    return Snapshot(weights, moments, content)
+
+
+def write_snapshot(target: Path, taken: Snapshot) -> None:
+    """The folder `target`, whole or not at all. Raises TuluLiteError on a full disk."""
+    with new_folder(target) as temporary:
+        write_tensors(temporary / MODEL, taken.weights)
+        write_tensors(temporary / OPTIMIZER, taken.moments)
+        (temporary / STATE).write_text(json.dumps(taken.content), encoding="utf-8")
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
+
+
+def keep_newest(folder: Path, keep: int) -> None:
+    """Remove all saves but the newest `keep`."""
+    for _, old in _saves(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def save_checkpoint(
+    folder: Path, step: int, *, model: nn.Module, optimizer: Any, state: dict[str, Any], keep: int = 2
+) -> Path:
+    """Write folder/step-000123, whole or not at all, then remove all but the newest `keep`; returns when it is there.
+
+    Every process calls it; the first one writes. Raises TuluLiteError on a full disk: what was saved before is still
+    there.
+    """
+    taken = snapshot(step, model=model, optimizer=optimizer, state=state, copy=False)
+    target = step_folder(folder, step)
     failure: Exception | None = None
     if is_main():
         try:
-            with new_folder(target) as temporary:
-                write_tensors(temporary / MODEL, weights)
-                write_tensors(temporary / OPTIMIZER, moments)
-                (temporary / STATE).write_text(json.dumps(content), encoding="utf-8")
-            for _, old in _saves(folder)[keep:]:
-                shutil.rmtree(old, ignore_errors=True)
+            write_snapshot(target, taken)
+            keep_newest(folder, keep)
         except Exception as error:
             failure = error
     agree(failure)
@@ -76,9 +113,7 @@ def load_latest(folder: Path, *, model: nn.Module, optimizer: Any) -> dict[str, 
         content = _read(save, parameters)
         if content is None:
             continue
-        with safe_open(save / MODEL, "pt") as weights, torch.no_grad():
-            for name, parameter in parameters.items():
-                assign(parameter, weights.get_tensor(name))
+        _assign_all(save, parameters)
         _restore_optimizer(save / OPTIMIZER, parameters, optimizer)
         if content["scaler"] is not None and getattr(optimizer, "scaler", None) is not None:
             optimizer.scaler.load_state_dict(content["scaler"])
@@ -87,6 +122,24 @@ def load_latest(folder: Path, *, model: nn.Module, optimizer: Any) -> dict[str, 
             _set_rng_state(own)
         return content["state"]
     return None
+
+
+def load_weights(save: Path, model: nn.Module) -> dict[str, Any] | None:
+    """Restore the trained weights alone from one save; returns its `state`, or None (and nothing is changed) where it is
+    not there, torn, or of another model. Every process calls it."""
+    parameters = _trained(model)
+    content = _read(save, parameters)
+    if content is None:
+        return None
+    _assign_all(save, parameters)
+    state: dict[str, Any] = content["state"]
+    return state
+
+
+def _assign_all(save: Path, parameters: dict[str, Tensor]) -> None:
+    with safe_open(save / MODEL, "pt") as weights, torch.no_grad():
+        for name, parameter in parameters.items():
+            assign(parameter, weights.get_tensor(name))
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
@@ -123,8 +176,8 @@ def _read(save: Path, parameters: dict[str, Tensor]) -> dict[str, Any] | None:
     if shapes != {name: shape_of(parameter) for name, parameter in parameters.items()}:
         return None
     fits = all(
-        name in shapes and shape in ([], shapes[name])
-        for name, shape in ((key.partition("|")[2], moments[key]) for key in moments)
+        name in shapes and (shape in ([], shapes[name]) or kind in QUANTISED)
+        for (kind, _, name), shape in ((key.partition("|"), shape) for key, shape in moments.items())
     )
     return content if fits else None
 
@@ -152,7 +205,7 @@ def _optimizer_tensors(parameters: dict[str, Tensor], optimizer: Any) -> Iterato
     states = _inner(optimizer).state
     for name, parameter in parameters.items():
         for key, value in states.get(parameter, {}).items():
-            yield f"{key}|{name}", whole(value)
+            yield f"{key}|{name}", whole(value) if isinstance(value, Tensor) else torch.tensor(float(value))
 
 
 def _restore_optimizer(path: Path, parameters: dict[str, Tensor], optimizer: Any) -> None:
@@ -167,7 +220,11 @@ def _restore_optimizer(path: Path, parameters: dict[str, Tensor], optimizer: Any
         for key in file.keys():  # noqa: SIM118
             kind, _, name = key.partition("|")
             value = file.get_tensor(key)
-            states.setdefault(order.index(name), {})[kind] = spread_like(value, parameters[name])
+            own = states.setdefault(order.index(name), {})
+            own[kind] = spread_like(value, parameters[name])
+    if any("qmap1" in own for own in states.values()):  # bitsandbytes counts its steps in plain numbers
+        for own in states.values():
+            own["step"] = int(own["step"])  # type: ignore[assignment]
     inner.load_state_dict({"state": states, "param_groups": inner.state_dict()["param_groups"]})
 
 

@@ -16,7 +16,9 @@ from transformers.utils import logging as hf_logging
 from ..errors import TuluLiteError
 from ..recipe.training import LoraSettings
 from .logprobs import LogprobModel
+from .packing import compiled_around
 from .proof import check_logprobs
+from .quantised import dequantised, loading_options
 from .sharding import whole
 from .zero import gathered, is_zero
 
@@ -37,8 +39,10 @@ def load_model(
     trainer's policy must be the sampler's. With `lora` only adapters are trained. Raises TuluLiteError when it is
     no such model, lacks weights, or treats its logits in a way that token_logprobs does not know.
     """
-    model = _from_pretrained(str(name), revision)
-    model.to(device)
+    quantise = lora is not None and lora.quantise is not None
+    model = _from_pretrained(str(name), revision, loading_options(device) if quantise else {})
+    if not quantise:
+        model.to(device)
     without_dropout(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -49,12 +53,26 @@ def load_model(
     return LogprobModel(_with_adapters(model, lora, str(name)))
 
 
-def _from_pretrained(name: str, revision: str | None) -> Any:
+def compile_layers(model: Any) -> None:
+    """torch.compile each of the model's layers in place, names as they were. Shapes vary, so one compilation is for all."""
+    layers = set(model._no_split_modules or ())
+    found = [module for module in model.base.modules() if type(module).__name__ in layers]
+    if not found:
+        raise TuluLiteError(
+            f"compile: a {type(model.base).__name__} does not say what its layers are",
+            cure="set compile: false",
+        )
+    compiled_around()
+    for layer in found:
+        layer.compile(dynamic=True)
+
+
+def _from_pretrained(name: str, revision: str | None, more: dict[str, Any]) -> Any:
     cure = "name a folder in Hugging Face format (config.json and *.safetensors), or a hub id"
     if not Path(name).exists() and name.startswith((".", "/", "~")):
         raise TuluLiteError(f"there is no model folder {name}", cure=cure)
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-    options["revision"] = revision or "main"
+    options |= {"revision": revision or "main", **more}
     load: Any = AutoModelForCausalLM.from_pretrained
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()  # a stage's output has its own
@@ -170,7 +188,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for key, value in inner.state_dict(keep_vars=True).items():
         owner, _, leaf = key.rpartition(".")
         layer = layers.get(owner.removesuffix(".base_layer"))
-        if "lora_" in key:
+        if "lora_" in key or owner.endswith(".weight"):  # the latter: how a 4-bit weight is scaled
             continue
         name = f"{owner.removesuffix('.base_layer')}.{leaf}".removeprefix(prefix)
         if name in tied:
@@ -203,7 +221,7 @@ def _merged(value: Tensor, layer: Any = None) -> Iterator[Tensor]:
         if is_zero(value) and value.requires_grad:
             yield whole(value)
             return
-        tensor = value.detach()
+        tensor = dequantised(value)
         if layer is not None:
             for adapter in layer.active_adapters:
                 tensor = tensor + layer.get_delta_weight(adapter).to(tensor.dtype)

@@ -207,5 +207,10 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return full
 
 
+def compiled_around() -> None:
+    """For layers that are compiled: attention itself is not, since its groups differ from batch to batch."""
+    AttentionInterface.register(VARLEN, torch.compiler.disable(_attention))
+
+
 AttentionInterface.register(VARLEN, _attention)
 AttentionMaskInterface.register(VARLEN, _mask)

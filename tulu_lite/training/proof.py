@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -71,6 +72,18 @@ def choose_packing(
     model.packing = "bucket" if reason is not None else "varlen" if wanted == "auto" else wanted
     why = f", since varlen is not exact here: {reason}" if reason is not None else ""
     return model.packing, f"packing: {model.packing} ({WAYS[model.packing]}){why}"
+
+
+def choose_liger(wanted: Literal["auto", "tiled", "liger"], device: torch.device) -> bool:
+    """Whether Liger's kernel sums the log-probabilities. Raises TuluLiteError where it is asked for and cannot run."""
+    there = device.type == "cuda" and find_spec("liger_kernel") is not None
+    if wanted == "liger" and not there:
+        raise TuluLiteError(
+            "logits: liger needs a GPU and the package liger-kernel",
+            why="training runs on the CPU" if device.type != "cuda" else "the package is not installed",
+            cure="pip install liger-kernel (it is part of the cuda extra), or set logits: auto",
+        )
+    return there and wanted != "tiled"
 
 
 def _enable_varlen(kind: Any, model: Any, precision: str) -> str | None:

@@ -44,7 +44,7 @@ class WholeWeights:
         found = {}
         for key, value in inner.state_dict(keep_vars=True).items():
             name = key.removeprefix("base_model.model.").replace(".base_layer.", ".", 1) if adapted else key
-            if "lora_" not in key and name not in tied:
+            if "lora_" not in key and ".weight." not in key and name not in tied:
                 found[name] = tuple(shape_of(value))
         return found
 

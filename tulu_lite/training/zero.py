@@ -22,8 +22,9 @@ def is_zero(parameter: Any) -> bool:
 
 
 def shape_of(parameter: Any) -> list[int]:
-    """The shape of the whole parameter."""
-    return list(getattr(parameter, "ds_shape", parameter.shape))
+    """The shape of the whole parameter, as it was before any engine or quantisation."""
+    state = getattr(parameter, "quant_state", None)
+    return list(getattr(parameter, "ds_shape", parameter.shape) if state is None else state.shape)
 
 
 def gathered(parameters: Iterable[Any], written_by: int | None = None) -> AbstractContextManager[Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,52 @@ def test_rates_by_hand() -> None:
     )
     assert rates("linear", 0.0, 1) == [0.5]
     assert rates("linear", 0.9, 1) == [0.5]
+
+
+def rates_of(total: int, **fields: object) -> list[float]:
+    rate = rate_of(settings(learning_rate=0.5, **fields), total)
+    return [rate(update) for update in range(1, total + 1)]
+
+
+def test_wsd_by_hand() -> None:
+    rates = rates_of(10, schedule="wsd", warmup_steps=2, decay_ratio=0.4)
+    assert rates == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.375, 0.25, 0.125])
+    rates = rates_of(4, schedule="wsd", warmup_ratio=0.0, decay_ratio=1.0, min_rate_ratio=0.2)
+    assert rates == pytest.approx([0.5, 0.4, 0.3, 0.2])
+
+
+def test_least_rates_by_hand() -> None:
+    assert rates_of(4, schedule="linear", warmup_ratio=0, min_rate_ratio=0.2) == pytest.approx(
+        [0.5, 0.4, 0.3, 0.2]
+    )
+    third = 0.1 + 0.4 * (1 + math.cos(math.pi / 2)) / 2
+    assert rates_of(4, schedule="cosine", warmup_ratio=0, min_rate_ratio=0.2)[2] == pytest.approx(third)
+
+
+def test_warm_up_in_steps_takes_the_place_of_the_ratio() -> None:
+    assert rates_of(8, schedule="constant", warmup_ratio=0.9, warmup_steps=4)[:5] == pytest.approx(
+        [0.125, 0.25, 0.375, 0.5, 0.5]
+    )
+    assert rates_of(3, schedule="constant", warmup_ratio=0.9, warmup_steps=0) == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"schedule": "wsd", "warmup_ratio": 0.6, "decay_ratio": 0.6}, "more than the whole run"),
+        ({"schedule": "constant", "min_rate_ratio": 0.1}, "no meaning with schedule: constant"),
+    ],
+)
+def test_schedules_that_make_no_sense(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        settings(**fields)
+
+
+def test_8_bit_moments_need_a_library(llama_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(TuluLiteError, match="adamw_8bit needs bitsandbytes") as raised:
+        make_optimizer(load_model(llama_folder(), "cpu"), settings(optimizer="adamw_8bit"), 10)
+    assert "pip install bitsandbytes" in raised.value.cure
 
 
 def test_decay_is_on_matrices_only(llama_folder: Folder) -> None:

@@ -1,0 +1,198 @@
+"""Packed rows give what their sequences give alone, on several architectures; those that cannot are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    Lfm2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from tulu_lite.errors import TuluLiteError
+from tulu_lite.training import packing as module
+from tulu_lite.training.logprobs import LogprobModel, summed_logprobs, token_logprobs
+from tulu_lite.training.packing import Group, like_lengths, micro_batches, segments_of
+from tulu_lite.training.proof import choose_packing
+
+V = 37
+SMALL: dict[str, Any] = {
+    "vocab_size": V, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.3,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+MIXED = ["sliding_attention", "full_attention"]
+VARLEN = {
+    "llama": LlamaConfig(**SMALL),
+    "qwen2": Qwen2Config(**SMALL),
+    "qwen3": Qwen3Config(**SMALL),
+    "olmo2": Olmo2Config(**SMALL),
+    "gemma3-window": Gemma3TextConfig(**SMALL, sliding_window=4, layer_types=MIXED),
+    "mistral-window": MistralConfig(**SMALL, sliding_window=4),
+    "qwen3-moe": Qwen3MoeConfig(**SMALL, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8),
+    "gpt2": GPT2Config(vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3),
+}
+BLOCK = VARLEN | {"gemma2-softcap": Gemma2Config(**SMALL, sliding_window=4, attn_logit_softcapping=2.0)}
+INEXACT = {
+    "mamba": MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=2, state_size=4),
+    "lfm2-conv": Lfm2Config(
+        **{name: value for name, value in SMALL.items() if name != "head_dim"},
+        layer_types=["conv", "full_attention"],
+    ),
+    "bloom-alibi": BloomConfig(vocab_size=V, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.3),
+}
+
+
+def make(config: Any) -> LogprobModel:
+    torch.manual_seed(1)
+    eager = getattr(config, "attn_logit_softcapping", None) or config.model_type in ("mamba", "bloom")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if eager else "sdpa")
+    return LogprobModel(model.double().eval())
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, attention [6, 13], sorted by nothing, and a mask [6, 12] in which one row has no token."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.tensor([5, 13, 1, 12, 4, 5])[:, None]
+    ids = torch.randint(3, V, (6, 13), generator=generator)
+    attention = (torch.arange(13) < lengths).long()
+    return ids, attention, attention[:, 1:] * torch.randint(0, 2, (6, 12), generator=generator)
+
+
+def values_and_gradients(model: LogprobModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    ids, attention, mask = batch()
+    weights = torch.randn(mask.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    model.zero_grad()
+    logprobs = token_logprobs(model, ids, attention, chunk_tokens=4, mask=mask)
+    (logprobs * weights).sum().backward()
+    return logprobs.detach(), {
+        name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+    }
+
+
+def assert_exact(model: LogprobModel, way: str, rounding: float = 1e-10) -> None:
+    wanted, gradients = values_and_gradients(model)
+    assert choose_packing(model, way, "no", "it")[0] == way  # type: ignore[arg-type]
+    ours, got = values_and_gradients(model)
+    assert (ours - wanted).abs().max() < 1e-12
+    assert wanted.abs().max() > 0.5
+    assert gradients.keys() == got.keys()
+    for name, gradient in gradients.items():
+        assert (got[name] - gradient).abs().max() < rounding, name
+
+
+def rounding_of(name: str) -> float:
+    """Gemma's norms and soft caps are in float32 whatever the model is."""
+    return 1e-6 if name.startswith("gemma") else 1e-10
+
+
+@pytest.mark.parametrize("name", VARLEN)
+def test_varlen_is_exact(name: str) -> None:
+    assert_exact(make(VARLEN[name]), "varlen", rounding_of(name))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3-window", "gemma2-softcap"])
+def test_block_is_exact(name: str) -> None:
+    assert_exact(make(BLOCK[name]), "block", rounding_of(name))
+
+
+@pytest.mark.parametrize("name", INEXACT)
+def test_what_cannot_be_packed_is_refused(name: str) -> None:
+    model = make(INEXACT[name])
+    for way in ("varlen", "block"):
+        with pytest.raises(TuluLiteError, match=f"packing: {way} is not exact for it") as raised:
+            choose_packing(model, way, "no", "it")  # type: ignore[arg-type]
+        assert "bucket" in raised.value.cure
+    way, note = choose_packing(model, "auto", "no", "it")
+    assert way == model.packing == "bucket"
+    assert "since varlen is not exact here" in note
+    assert_exact(model, "bucket")
+
+
+def test_the_choice_is_said() -> None:
+    model = make(VARLEN["llama"])
+    assert choose_packing(model, "auto", "no", "it") == (
+        "varlen",
+        "packing: varlen (no padding; each sequence attends to itself alone)",
+    )
+    assert not model.training  # as it was
+
+
+def test_a_leak_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the sequences one group without edges, the proof would say so."""
+    monkeypatch.setattr(module, "like_lengths", lambda lengths: [(0, len(lengths))])
+    original = module._group
+
+    def joined(lengths: Any, start: int, device: Any) -> Group:
+        return original([sum(lengths)], start, device)
+
+    monkeypatch.setattr(module, "_group", joined)
+    with pytest.raises(TuluLiteError, match="varlen is not exact"):
+        choose_packing(make(VARLEN["llama"]), "varlen", "no", "it")
+
+
+def test_sums_are_exact_too() -> None:
+    model = make(VARLEN["llama"])
+    ids, attention, mask = batch()
+    wanted = token_logprobs(model, ids, attention, chunk_tokens=4, mask=mask).sum()
+    choose_packing(model, "varlen", "no", "it")
+    assert summed_logprobs(model, ids, attention, chunk_tokens=4, mask=mask).item() == pytest.approx(
+        wanted.item(), abs=1e-10
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
+def test_groups_cover_every_token_once(lengths: list[int]) -> None:
+    segments = segments_of(lengths, torch.device("cpu"))
+    assert segments.edges.tolist() == [sum(lengths[:n]) for n in range(len(lengths) + 1)]
+    assert segments.longest == max(lengths)
+    place = 0
+    for group in segments.groups:
+        assert group.start == place
+        row = torch.arange(group.start, group.end)
+        if group.into is not None:
+            assert group.back is not None
+            padded = row[group.into]
+            assert len(padded) == group.count * group.longest
+            assert torch.equal(padded[group.back], row)
+        else:
+            assert group.count * group.longest == group.end - group.start
+        place = group.end
+    assert place == sum(lengths)
+
+
+def test_like_lengths_by_hand() -> None:
+    assert like_lengths([7, 8, 8, 9, 16]) == [(0, 3), (3, 4), (4, 5)]  # 7 >= 7/8 of 8; 9 with 7 not
+    assert like_lengths([8, 7, 6]) == [(0, 2), (2, 3)]
+    assert like_lengths([]) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
+def test_micro_batches_hold_real_tokens(lengths: list[int], most: int) -> None:
+    parts = micro_batches(lengths, most)
+    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+    for part in parts:
+        assert sum(lengths[i] for i in part) <= most or len(part) == 1
+    order = [lengths[i] for part in parts for i in part]
+    assert order == sorted(order)
+
+
+def test_micro_batches_by_hand() -> None:
+    assert micro_batches([3, 9, 3, 4, 20], 10) == [[0, 2, 3], [1], [4]]
