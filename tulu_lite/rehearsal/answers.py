@@ -71,7 +71,8 @@ class Verifying:
         ):
             return Answers((), tuple(written("3")))
         built = self._verifier(name)
-        right, other = [], []
+        right: list[str] = []
+        other: list[str] = []
         for text in itertools.chain.from_iterable(
             written(value) for value in (_shown(reference), _another(_shown(reference)))
         ):

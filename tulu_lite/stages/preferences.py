@@ -80,7 +80,7 @@ def make_pairs(
         _, rejected_index, rejected = choice.choice(lower)
         chosen_texts.add(chosen.text)
         rejected_texts.add(rejected.text)
-        provenance = {
+        provenance: dict[str, Any] = {
             **made_from,
             "chosen_sample": index,
             "rejected_sample": rejected_index,

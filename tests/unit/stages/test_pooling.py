@@ -45,6 +45,7 @@ class FakeSampler:
     def __init__(self, template: ChatTemplate, killed_after: int | None = None) -> None:
         self.template, self.left = template, killed_after
         self.asked: list[tuple[str, str, int]] = []  # model, prompt, n
+        self.positions: list[int] = []
         self.model = ""
 
     def load(self, folder: str) -> None:
@@ -65,6 +66,7 @@ class FakeSampler:
                 raise Killed
             self.left = None if self.left is None else self.left - 1
             self.asked.append((self.model, prompt.user, sampling.n))
+            self.positions.append(position)
             yield [
                 RolloutGroup(
                     prompt, tuple(self._one(prompt, position, sampling, i) for i in range(sampling.n))
@@ -110,7 +112,7 @@ def context(tmp_path: Path, template: ChatTemplate) -> Any:
             name="pairs", kind="preferences", data=str(rows), sampling={"max_tokens": 8},
             samples_per_prompt=samples, **pool,
         )  # type: ignore[arg-type]  # fmt: skip
-        recipe = SimpleNamespace(model=BASE, revision=None, seed=0, chat_template="model", verifiers={})
+        recipe = SimpleNamespace(model=BASE, revision=None, seed=0, chat_template="model", verifiers={}, judges={})
         recipe.model_copy = lambda update: recipe
         return SimpleNamespace(
             dir=tmp_path, stage=stage, seed=3, recipe=recipe, steps={}, progress=lambda *_: None
@@ -164,6 +166,7 @@ def test_each_model_samples_its_share_and_every_response_says_whose_it_is(
         assert [rollout.text.split()[0] for rollout in group.group.rollouts] == list(group.models)
         assert all(rollout.verdict is not None for rollout in group.group.rollouts)
     assert [model for model, _, _ in sampler.asked] == ["sft"] * 6 + ["base"] * 6  # in turn: two loads in all
+    assert len(set(sampler.positions)) == 12  # no two models sample with the same seeds
     pairs = make_pairs(groups[0].group, ctx.stage, 0, {}, groups[0].models)
     assert pairs[0].chosen.text.startswith(pairs[0].provenance["chosen_model"])
     assert pairs[0].rejected.text.startswith(pairs[0].provenance["rejected_model"])
