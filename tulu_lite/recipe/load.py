@@ -220,7 +220,8 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
                 else name
                 for name in stage["models"]
             ]
-        for holder, field in ((stage, "reference"), (stage.get("value"), "init")):
+        named_in: list[tuple[Any, str]] = [(stage, "reference"), (stage.get("value"), "init")]
+        for holder, field in named_in:
             named = holder.get(field) if isinstance(holder, dict) else None
             if isinstance(named, str) and not is_stage_name(named) and _is_local_model(named, folder):
                 holder[field] = _absolute(named, folder)

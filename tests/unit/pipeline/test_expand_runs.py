@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tulu_lite.pipeline.expand import expand
+from tulu_lite.pipeline.fingerprint import digest
 from tulu_lite.pipeline.ledger import Ledger
 from tulu_lite.pipeline.plan import make_plan
 from tulu_lite.pipeline.select import choice_result
@@ -128,6 +129,16 @@ def test_what_hangs_on_a_choice_is_done_again_only_when_the_choice_changes(
     assert wins["gsm8k/seed-1"].key != first["gsm8k/seed-1"].key
 
 
+def test_what_waits_for_a_choice_has_a_key_that_nothing_done_has(steps: Callable[..., Steps]) -> None:
+    """Also where what it reads looks done: a result under that key would be taken for one of the choice's."""
+    made = steps()
+    waiting = made["gsm8k/seed-1"]
+    assert waiting.identity["waits_for"] == "mix"
+    assert (
+        digest({key: value for key, value in waiting.identity.items() if key != "waits_for"}) != waiting.key
+    )
+
+
 def test_a_choice_that_names_what_is_no_candidate_is_not_made(steps: Callable[..., Steps]) -> None:
     made = steps()
     finish(made["mix"], chosen="mix/seed-9")
@@ -210,17 +221,17 @@ def extended(steps: Callable[..., Steps], *lines: str) -> Steps:
 
 
 def test_a_longer_run_goes_on_from_the_one_before_and_is_a_candidate(steps: Callable[..., Steps]) -> None:
-    made = extended(steps, "{run: seed-2, steps: 30}", "{run: seed-2, steps: 10}")
+    made = extended(steps, "{run: seed-2, steps: 16}", "{run: seed-2, steps: 9}")
     runs = [id for id, step in made.items() if step.stage.name == "mix" and step.trains]
-    assert runs == ["mix/seed-1", "mix/seed-2", "mix/seed-2+10", "mix/seed-2+30"]
+    assert runs == ["mix/seed-1", "mix/seed-2", "mix/seed-2+9", "mix/seed-2+16"]
     assert made["mix"].inputs == tuple(runs)
-    first, second = made["mix/seed-2+10"], made["mix/seed-2+30"]
-    assert (first.extends, second.extends) == ("mix/seed-2", "mix/seed-2+10")
-    assert (first.stage.steps, second.stage.steps) == (20, 40)  # type: ignore[union-attr]
+    first, second = made["mix/seed-2+9"], made["mix/seed-2+16"]
+    assert (first.extends, second.extends) == ("mix/seed-2", "mix/seed-2+9")
+    assert (first.stage.steps, second.stage.steps) == (19, 26)  # type: ignore[union-attr]
     assert first.identity["inputs"] == {"sft": made["sft"].key, "mix/seed-2": made["mix/seed-2"].key}
     assert (first.seed, first.model) == (2, "sft")  # still the reference and the initial weights
     assert made["mix/seed-2"].key == steps()["mix/seed-2"].key
-    assert "test/mix/seed-2+30" in made
+    assert "test/mix/seed-2+16" in made
     roles = dict(first.origins(made))
     assert roles == {made["sft"].key: "model", made["mix/seed-2"].key: "start"}
     every = extended(steps, "{run: all, steps: 5}")
