@@ -82,6 +82,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         trainer.train()
     finally:
         trainer.close()
+    for path in (folder / "given").iterdir():  # what is trained on again are the run's own records, not these
+        path.write_text(path.read_text().replace("-3.0", "-2.0"))
     return folder
 
 
