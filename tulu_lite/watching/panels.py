@@ -72,6 +72,10 @@ PAIRS = (
         "Log-probability against the reference", "nats", ("chosen_gain", "rejected_gain"), all_of=True,
         names={"chosen_gain": "chosen", "rejected_gain": "rejected"},
     ),
+    Panel(
+        "Rewards", "reward", ("chosen_reward", "rejected_reward"), all_of=True,
+        names={"chosen_reward": "chosen", "rejected_reward": "rejected"},
+    ),
     Panel("Validation loss", "nats / pair", ("validation_loss",), markers=True),
     _VALIDATION, _GRADIENT, _RATE, _SPEED, _MFU, _MEMORY,
 )  # fmt: skip
