@@ -159,7 +159,10 @@ class StepContext:
         """The save that a run which goes on from another starts at: model, optimiser, position and random states."""
         if self.step.extends is None:
             return None
-        saves = sorted((self.steps[self.step.extends].folder / "checkpoints").glob("step-*"))
+        saves = sorted(
+            (self.steps[self.step.extends].folder / "checkpoints").glob("step-[0-9]*"),
+            key=lambda save: int(save.name.removeprefix("step-")),
+        )
         if not saves:
             raise TuluLiteError(
                 f"{self.step.id} goes on from where {self.step.extends} ended, and that left no save",

@@ -260,6 +260,8 @@ class Trainer:
         found = load_all(self.ctx.dir, self.learner)
         if found is None and self.ctx.start_from is not None:
             found = load_all(self.ctx.start_from.parent.parent, self.learner)
+            if found is not None:
+                found[0]["best"] = None  # that one's best is a candidate of its own
         if found is not None:
             state, rows = found
             self.learner.state = state.pop("learner")
