@@ -29,7 +29,8 @@ from ..pipeline.ledger import Ledger
 from ..pipeline.protocol import read_metrics
 from ..pipeline.steps import Step
 from ..recipe import AccelerateSettings, Recipe
-from ..stages.context import MetricsLog, StepContext
+from ..stages.context import StepContext
+from ..stages.metrics import MetricsLog
 from ..training.culprits import place_of
 
 COMPARED = ("loss", "grad_norm")

@@ -11,7 +11,6 @@ ends it with exit code 2 and one clear message; everything it did until its last
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import signal
@@ -38,7 +37,6 @@ from ..pipeline.protocol import (
     SHARED_VARIABLE,
     USER_ERROR,
     progress_text,
-    read_metrics,
     read_validation,
     validation_file,
     write_validation,
@@ -48,42 +46,8 @@ from ..pipeline.steps import Step, model_path
 from ..recipe import BASE, Recipe, TrainingStage, dump_recipe, load_recipe, runs_of
 from ..rollout.process import die_with_parent
 from ..watching.sinks import Logged, Sinks
-from ..watching.watch import Places, Watch
-
-
-class MetricsLog:
-    """metrics.jsonl: one line of numbers for each optimiser step (or whatever `step` counts in the stage).
-
-    watch: what looks at each line for spikes and warnings, and copies it to the recipe's sinks.
-    """
-
-    def __init__(self, path: Path, active: bool = True, watch: Watch | None = None) -> None:
-        self.path, self.active, self.watch = path, active, watch
-
-    def resume(self, step: int) -> None:
-        """Forget what was logged after `step`: it is about to be done again."""
-        if not self.active:
-            return
-        logged = self.rows()
-        kept = [row for row in logged if row["step"] <= step]
-        if self.path.exists():
-            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        if self.watch is not None:
-            self.watch.resume(kept, logged[-1]["step"] if logged else 0)
-
-    def log(self, step: int, /, places: Places | None = None, **values: float) -> None:
-        """places: gives the places (file:line, or prompt ids) of the step's batch, asked for when it is a spike."""
-        if self.active:
-            row = values if self.watch is None else self.watch.row(step, values, places)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **row}) + "\n")
-
-    def close(self) -> None:
-        if self.watch is not None:
-            self.watch.close()
-
-    def rows(self) -> list[dict[str, Any]]:
-        return read_metrics(self.path)
+from ..watching.watch import Watch
+from .metrics import MetricsLog
 
 
 @dataclass
@@ -97,7 +61,9 @@ class StepContext:
     ledger: Ledger
     is_main: bool  # rank 0: the only one that writes
     metrics: MetricsLog = field(init=False)
-    look: Callable[..., None] | None = None  # of a replay: shown each update before it is done (doctor/replay.py)
+    look: Callable[..., None] | None = (
+        None  # of a replay: shown each update before it is done (doctor/replay.py)
+    )
     finished: bool = False
     _started: float = field(default_factory=time.monotonic)
     _shown: float = 0.0

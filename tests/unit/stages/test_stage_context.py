@@ -23,7 +23,8 @@ from tulu_lite.pipeline.steps import Step
 from tulu_lite.recipe import EvaluateStage, RlvrStage, SftStage, load_recipe
 from tulu_lite.rollout.process import start_time
 from tulu_lite.stages import context
-from tulu_lite.stages.context import MetricsLog, step_context
+from tulu_lite.stages.context import step_context
+from tulu_lite.stages.metrics import MetricsLog
 
 ROWS = [
     {"prompt": f"what is {i}?", "completion": str(i), "reference": str(i), "verifier": "number"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tulu_lite.recipe.watching import WarningSettings
-from tulu_lite.stages.context import MetricsLog
+from tulu_lite.stages.metrics import MetricsLog
 from tulu_lite.watching.sinks import Logged, Sinks
 from tulu_lite.watching.watch import Watch, counted, read_lines
 
