@@ -20,6 +20,7 @@ from verifiers.maths.evaluation import AGREE, Expression, inexact, mp_context, v
 
 DIGITS = 60  # evaluated with
 MAX_DIGITS = 5_000  # of an inexact value that are looked at
+MAX_HIDDEN = 300  # an exponent up to which what it makes tiny is looked for
 POINTS = 4  # per comparison, half of them with negative values
 
 
@@ -107,7 +108,7 @@ def _hidden(one: Expression, other: Expression) -> int:
     found = [
         int(m[1]) if m[1] else len(m[2]) for text in (one.text, other.text) for m in _POWER.finditer(text)
     ]
-    return min(MAX_DIGITS, 4 * max(found)) if found else 0
+    return 4 * max((size for size in found if size <= MAX_HIDDEN), default=0)
 
 
 def _at(one: Expression, other: Expression, point: Mapping[str, Any], dps: int) -> tuple[Any, Any]:

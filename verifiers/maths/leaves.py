@@ -156,6 +156,8 @@ _RESIDUE = re.compile(
 
 def residue(text: str) -> tuple[int, int] | None:
     """(residue, modulus) of "x \\equiv 3 \\pmod{7}" or "3 (mod 7)"."""
+    if "mod" not in text:
+        return None
     match = _RESIDUE.fullmatch(re.sub(r"\\(?:text|mathrm) *\{ *(mod) *\}", r"\1", text.strip()))
     if match is None or not (modulus := int(match["braced"] or match["bare"])):
         return None
