@@ -104,10 +104,49 @@ class _Rehearsal:
                     file = self.output / "data" / f"{given.name}-{field}-{place}.jsonl"
                     use = use_of(given.kind, field)
                     stage[field][place] = self._source(rows, source, use, file) | {"stage": source.stage}
+            self._swept_sources(rows, stage, given)
             against = ((stage.get("filters") or {}).get("decontaminate") or {}).get("against", [])
             for place, entry in enumerate(against):
                 file = self.output / "data" / f"{given.name}-against-{place}.jsonl"
                 against[place] = self._source(rows, DataSource.model_validate(entry), "conversations", file)
+
+    def _swept_sources(self, rows: RowMaker, stage: dict[str, Any], given: Any) -> None:
+        """Sources that a sweep compares, likewise; counts in it became weights."""
+        sweep = stage.get("sweep")
+        for number, setting in enumerate([sweep] if isinstance(sweep, dict) else sweep or []):
+            for dotted, value in list(setting.items()):
+                field, *inner = dotted.split(".")
+                if field not in SOURCE_FIELDS:
+                    continue
+                if inner and inner[-1] in ("hub", "path", "split", "config"):
+                    raise TuluLiteError(
+                        f"cannot rehearse stage {given.name}: its sweep changes {dotted}, a part of a data source",
+                        cure=f"let the sweep list whole sources: `{field}: [{{hub: ...}}, {{hub: ...}}]`",
+                    )
+                if inner and inner[-1] == "count":
+                    setting[".".join([field, *inner[:-1], "weight"])] = setting.pop(dotted)
+                elif not inner:
+                    listed = value if isinstance(sweep, dict) else [value]
+                    made = [
+                        self._alternative(rows, one, given, field, f"{number}-{place}")
+                        for place, one in enumerate(listed)
+                    ]
+                    setting[field] = made if isinstance(sweep, dict) else made[0]
+
+    def _alternative(
+        self, rows: RowMaker, value: Any, given: Any, field: str, mark: str
+    ) -> list[dict[str, Any]]:
+        """The sources of one setting of a sweep."""
+        sources = [DataSource.model_validate(one) for one in (value if isinstance(value, list) else [value])]
+        return [
+            self._source(
+                rows,
+                source,
+                use_of(given.kind, field),
+                self.output / "data" / f"{given.name}-{field}-sweep-{mark}-{place}.jsonl",
+            )
+            for place, source in enumerate(sources)
+        ]
 
     def _source(self, rows: RowMaker, source: DataSource, use: Use, file: Path) -> dict[str, Any]:
         """The source's settings with a small file in its place."""

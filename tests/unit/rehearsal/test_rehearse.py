@@ -101,6 +101,21 @@ def test_made_up_rows_have_the_columns_that_the_recipe_names_and_local_ones_are_
     assert not {json.dumps(row) for row in rows_of(data)} & {json.dumps(row) for row in rows_of(validation)}
 
 
+def test_sources_in_a_sweep_are_rehearsed_too(tmp_path: Path) -> None:
+    sft = {"name": "sft", "kind": "sft", "learning_rate": 1e-5, "validation": {"hub": "owner/held"}}
+    swept = {"data": [{"hub": "owner/a"}, [{"hub": "owner/b", "count": 9}, {"hub": "owner/c", "count": 1}]]}
+    recipe, _ = rehearsed(tmp_path, stages=[{**sft, "data": {"hub": "owner/a"}, "sweep": swept}])
+    first, second = recipe.stages[0].sweep["data"]
+    assert [source["hub"] for source in [*first, *second]] == [None] * 3
+    assert [source["weight"] for source in second] == [9.0, 1.0]
+    assert len(make_plan(recipe)) == 3  # both settings and the choice
+    with pytest.raises(TuluLiteError, match="its sweep changes data.0.hub"):
+        rehearsed(
+            tmp_path,
+            stages=[{**sft, "data": {"hub": "owner/a"}, "sweep": {"data.0.hub": ["owner/a", "owner/b"]}}],
+        )
+
+
 def test_the_same_recipe_gives_the_same_rehearsal(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir()
@@ -200,3 +215,14 @@ def test_a_rehearsal_plans_with_every_step_of_the_recipe(tmp_path: Path) -> None
     plan = make_plan(recipe)
     assert [planned.step.id for planned in plan] == ["sft", "rl/seed-3", "rl/seed-7", "rl"]
     assert all(planned.size is None or planned.size.tokens for planned in plan)
+
+
+def test_the_command_plans_a_rehearsal_and_says_what_it_changed(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from tulu_lite.cli import app
+
+    done = CliRunner().invoke(app, ["plan", str(recipe_file(tmp_path)), "--rehearse", "seed=5"])
+    assert done.exit_code == 0, done.output
+    assert "rehearsal of big" in done.output and "rl/seed-7" in done.output
+    assert "as written: stages, objectives" in done.output
