@@ -59,9 +59,9 @@ def choose_packing(
     training = base.training
     model.eval()  # dropout of adapters would hide what is to be seen
     if wanted in ("auto", "varlen"):
-        reason = _enable_varlen(type(model), base, precision)
+        reason = _enable_varlen(model, precision)
     elif wanted == "block":
-        reason = _leak(type(model), base, "block", precision)
+        reason = _leak(model, "block", precision)
     model.train(training)
     if reason is not None and wanted != "auto":
         raise TuluLiteError(
@@ -86,43 +86,48 @@ def choose_liger(wanted: Literal["auto", "tiled", "liger"], device: torch.device
     return there and wanted != "tiled"
 
 
-def _enable_varlen(kind: Any, model: Any, precision: str) -> str | None:
+def _enable_varlen(model: Any, precision: str) -> str | None:
     """Give the model our attention if that is proven to keep sequences apart; else why not, the model as it was."""
-    before = model.config._attn_implementation
-    config = model.config.get_text_config()
+    base = model.base
+    before, config = base.config._attn_implementation, base.config.get_text_config()
     if before != "sdpa":
         return f"its attention runs as {before}, not sdpa"
-    if not getattr(model, "_supports_flash_attn", False):
+    if not getattr(base, "_supports_flash_attn", False):
         return "its attention layers do not take part in transformers' attention interface for packed rows"
     if getattr(config, "attention_chunk_size", None):
         return "it attends in chunks of a fixed size"
-    model.set_attn_implementation(VARLEN)
-    reason = _leak(kind, model, "varlen", precision)
+    base.set_attn_implementation(VARLEN)
+    reason = _leak(model, "varlen", precision)
     if reason is not None:
-        model.set_attn_implementation(before)
+        base.set_attn_implementation(before)
     return reason
 
 
 @torch.no_grad()
-def _leak(kind: Any, model: Any, way: Packing, precision: str) -> str | None:
-    """What tells a packed row from its sequences one by one; None if nothing does. kind: LogprobModel or ScalarModel."""
-    if sharded(model):
+def _leak(model: Any, way: Packing, precision: str) -> str | None:
+    """What tells a packed row from its sequences one by one; None if nothing does."""
+    base, before = model.base, model.packing
+    if sharded(base):
         return "its weights are spread before the proof that packing is exact can run"
-    ids, attention = _sequences(model)
+    ids, attention = _sequences(base)
     other = ids.clone()
-    other[::2] = (other[::2] * 3 + 7) % model.config.get_text_config().vocab_size
+    other[::2] = (other[::2] * 3 + 7) % base.config.get_text_config().vocab_size
     narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if ids.is_cuda else None
+
+    def probed(how: Packing, tokens: Tensor) -> Tensor:
+        model.packing = how
+        return model.probe(tokens, attention)
+
     try:
         with torch.autocast(ids.device.type, dtype=narrow, enabled=narrow is not None):
-            together, alone, changed = (
-                kind(model, how).probe(tokens, attention)
-                for how, tokens in ((way, ids), ("bucket", ids), (way, other))
-            )
+            together, alone, changed = probed(way, ids), probed("bucket", ids), probed(way, other)
     except TuluLiteError as error:
         return error.what
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
         said = (str(error).splitlines() or [""])[0][:120]
         return f"its layers do not take packed rows ({type(error).__name__}: {said})"
+    finally:
+        model.packing = before
     if not torch.allclose(together, alone, atol=AGREE if narrow is None else AGREE_NARROW):
         return f"a packed row's log-probabilities differ by {(together - alone).abs().max():.2g} from those of its sequences alone"
     if not torch.allclose(together[1::2], changed[1::2], atol=1e-4):

@@ -25,8 +25,10 @@ from transformers import (
 )
 
 from tulu_lite.errors import TuluLiteError
+from tulu_lite.recipe.training import LoraSettings
 from tulu_lite.training import packing as module
 from tulu_lite.training.logprobs import LogprobModel, summed_logprobs, token_logprobs
+from tulu_lite.training.model import load_model
 from tulu_lite.training.packing import Group, like_lengths, micro_batches, segments_of
 from tulu_lite.training.proof import choose_packing
 
@@ -122,6 +124,12 @@ def test_what_cannot_be_packed_is_refused(name: str) -> None:
     assert way == model.packing == "bucket"
     assert "since varlen is not exact here" in note
     assert_exact(model, "bucket")
+
+
+def test_adapters_are_packed_too(llama_folder: Any) -> None:
+    model = load_model(llama_folder(), "cpu", lora=LoraSettings(rank=2, dropout=0.5))
+    assert choose_packing(model, "varlen", "no", "it")[0] == "varlen"
+    assert model.training
 
 
 def test_the_choice_is_said() -> None:
