@@ -85,6 +85,33 @@ NO_LOOP = "no_repetition"
 SOFT = _use("soft_length", unit="words", max=10, buffer=5, min=3)
 CYRILLIC = "\u0442\u0435\u0445\u0442 \u043d\u0430 \u0434\u0440\u0443\u0433\u043e\u043c \u044f\u0437\u044b\u043a\u0435 "
 FORMAT_ATTACKS: dict[str, tuple[Any, str]] = {
+    "a reversed comma": ("no_commas", "one\u2e41 two"),
+    "an upright comma": ("no_commas", "one\ufe10two"),
+    "a comma of Lisu": ("no_commas", "one\ua4fe two"),
+    "an excluded word with zero width in it": (_use("excludes", words=["bad"]), "It is b\u200bad"),
+    "an excluded word with a soft hyphen": (_use("excludes", words=["bad"]), "It is b\u00adad"),
+    "an excluded word in full width": (_use("excludes", words=["bad"]), "It is \uff42\uff41\uff44"),
+    "an excluded word with a joiner": (_use("excludes", words=["bad"]), "It is ba\u034fd"),
+    "an excluded word in bold letters": (_use("excludes", words=["bad"]), "It is \U0001d41b\U0001d41a\U0001d41d"),
+    "too often, half of them unseen": (_use("contains", word="tea", at_most=1), "Tea, t\u2060ea"),
+    "often enough by what is unseen": (_use("contains", word="tea", at_least=2), "tea t\u2060ea"),
+    "a look-alike word": (_use("contains", word="story"), "A st\u043ery"),
+    "lines by another separator": (_use("length", unit="lines", max=1), "one\u2028two"),
+    "lines by carriage returns": (_use("length", unit="lines", max=1), "one\rtwo"),
+    "words by other spaces": (_use("length", unit="words", max=3), "one\u00a0two\u1680three\u3000four"),
+    "words by underscores": (_use("length", unit="words", max=3), "one_two_three_four_five"),
+    "a start behind zero width and a letter": (_use("starts_with", phrase="Once"), "\u200bxOnce"),
+    "an end before zero width and more": (_use("ends_with", phrase="Amen"), "Amen\u200b or not"),
+    "bold capitals in lower case": ("lowercase", "\U0001d400bc"),
+    "circled letters in upper case": ("uppercase", "ABC \u24d0"),
+    "a title-case digraph in lower case": ("lowercase", "\u01c5abc"),
+    "json lines": ("json", '{"a": 1}\n{"a": 2}'),
+    "an object in a text": (_use("json", kind="object"), '"{\\"a\\": 1}"'),
+    "false for nought": (_use("json_schema", schema={"const": 0}), "false"),
+    "tags as entities": ("think_answer", "&lt;think&gt;a&lt;/think&gt;&lt;answer&gt;b&lt;/answer&gt;"),
+    "zero width between the tags": ("think_answer", f"<think>a b</think>\u200b{ANSWER}"),
+    "another language after English words": (ONE_LANGUAGE, "The answer is: " + "das ist alles auf deutsch geschrieben " * 5),
+    "a phrase for ever, numbered": (NO_LOOP, "".join(f"{n}. I will think about it again. " for n in range(60))),
     "thoughts of zero width": ("think_answer", f"<think>\u200b\u2060</think>{ANSWER}"),
     "thoughts of combining marks": ("think_answer", f"<think>\u0301\u0301</think>{ANSWER}"),
     "thoughts of zero width where none are asked for": (_use("think_answer", min_words=0), f"<think>\u200b</think>{ANSWER}"),
@@ -303,23 +330,7 @@ ARGUMENTS: dict[str, Any] = {
     "n": 2, "m": 2, "n_start": 0, "n_end": 2, "options": "yes/no", "reference_text": "a b c", "prompt_to_repeat": "a b c",
     **{f"keyword{number}": "a" for number in range(1, 6)},
 }  # fmt: skip
-PIECES = [
-    "a ",
-    ". ",
-    "!",
-    "1. ",
-    "*",
-    "\n",
-    "-\n",
-    '"',
-    "(",
-    "Question 1\n",
-    '"a,',
-    "can't ",
-    "\u0301",
-    "\U0001f600. ",
-    " \n b",
-]
+PIECES = ["a ", ". ", "!", "1. ", "*", "\n", "-\n", '"', "(", "Question 1\n", '"a,', "can't ", "\u0301", "\U0001f600. ", " \n b"]  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", PIECES)

@@ -31,7 +31,8 @@ def visible(text: str) -> str:
 
 
 def measure(text: str, unit: Unit) -> tuple[int, int]:
-    """(what counts towards a lower bound, what counts towards an upper one); they differ for words only."""
+    """(what counts towards a lower bound, what counts towards an upper one); they differ for words, and for lines
+    that end in another way than "\\n"."""
     text = visible(text).strip()
     if unit == "words":
         return words(text)
@@ -43,9 +44,11 @@ def measure(text: str, unit: Unit) -> tuple[int, int]:
     if unit == "sentences":
         count = _written_sentences(text)
         return count, count
-    pieces = re.split(r"\n\s*\n" if unit == "paragraphs" else r"\n", text)
-    count = sum(map(_has_word, pieces))
-    return count, count
+    if unit == "paragraphs":
+        count = sum(map(_has_word, re.split(r"\n\s*\n", text)))
+        return count, count
+    low = sum(map(_has_word, text.split("\n")))
+    return low, max(low, sum(map(_has_word, re.split(r"[\n\r\u2028\u2029]", text))))
 
 
 def words(text: str) -> tuple[int, int]:

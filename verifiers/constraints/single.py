@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 
 from verifiers.base import Verdict, correct, incorrect
 from verifiers.constraints import language as languages
-from verifiers.constraints.measure import Unit, measure
+from verifiers.constraints.measure import Unit, measure, visible
 from verifiers.errors import SpecError
 from verifiers.registry import verifier
 
-_COMMAS = ",\u060c\u3001\uff0c\ufe50\ufe51\uff64\u055d\u07f8\u1363\u1802\u1808\u201a"
+_COMMAS = frozenset(
+    ",\u060c\u3001\uff0c\ufe50\ufe51\uff64\u055d\u07f8\u1363\u1802\u1808\u201a"
+    "\u2e32\u2e34\u2e41\u2e49\u2e4c\ua4fe\ua60d\ua6f5\ufe10\ufe11"
+)
 
 
 def _verdict(holds: bool, missed: str) -> Verdict:
@@ -43,7 +47,7 @@ def _check_range(name: str, least: int | None, most: int | None) -> None:
         raise SpecError(f"{name}: the lower bound {least} is above the upper bound {most}")
 
 
-@verifier("no_commas", runs="inline")
+@verifier("no_commas", version="2", runs="inline")
 def no_commas(response: str) -> Verdict:
     """The response says something, without any comma of any script."""
     if not _written(response):
@@ -90,7 +94,16 @@ def _whole(word: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE)
 
 
-@verifier("contains")
+def _occurs(word: str, response: str) -> tuple[int, int]:
+    """(how often a word stands there, how often a reader sees it there: full width, or with unseen characters in it)."""
+    plain = len(_whole(word).findall(response))
+    shown = unicodedata.normalize("NFKC", visible(response))
+    if shown == response or visible(word) != word:
+        return plain, plain
+    return plain, max(plain, len(_whole(unicodedata.normalize("NFKC", word)).findall(shown)))
+
+
+@verifier("contains", version="2")
 class Contains:
     """The whole word or phrase occurs at_least to at_most times, in any case."""
 
@@ -104,12 +117,13 @@ class Contains:
     def verify(self, response: str) -> Verdict:
         if not _written(response):
             return incorrect("the response is empty")
-        return _within(
-            len(_whole(self.word).findall(response)), self.least, self.most, f"times {self.word!r}"
-        )
+        low, high = _occurs(self.word, response)
+        if self.most is not None and high > self.most:
+            return _within(high, None, self.most, f"times {self.word!r}")
+        return _within(low, self.least, None, f"times {self.word!r}")
 
 
-@verifier("excludes")
+@verifier("excludes", version="2")
 class Excludes:
     """None of `words` occurs as a whole word, in any case."""
 
@@ -121,11 +135,11 @@ class Excludes:
     def verify(self, response: str) -> Verdict:
         if not _written(response):
             return incorrect("the response is empty")
-        found = [word for word in self.words if _whole(word).search(response)]
+        found = [word for word in self.words if _occurs(word, response)[1]]
         return _verdict(not found, f"has {', '.join(found)}")
 
 
-@verifier("length", version="2")
+@verifier("length", version="3")
 class Length:
     """min to max words, characters, sentences, paragraphs, lines or (estimated) tokens.
 
