@@ -182,12 +182,14 @@ def _link(path: Path, target: Path, save: str) -> None:
 def replay_context(
     recipe: Recipe, steps: dict[str, Step], shown: Step, found: Replay, changes: dict[str, Any] | None = None
 ) -> StepContext:
-    """The stage's context: one process, no saves, nothing written outside the scratch folder. changes: of the stage's
-    fields."""
+    """The stage's context: one process, no saves, no validation but the last step's, nothing written outside the scratch
+    folder. changes: of the stage's fields."""
     settings = getattr(shown.stage, "accelerate", None) or recipe.accelerate
-    stage = shown.stage.model_copy(
-        update={"accelerate": one_process(settings, found.notes), "save_every_steps": 10**9} | (changes or {})
-    )
+    rarely = {"save_every_steps": 10**9, "validate_every_steps": 10**9, "export": "last"}
+    fields = type(shown.stage).model_fields
+    update = {name: value for name, value in rarely.items() if name in fields} | (changes or {})
+    update["accelerate"] = one_process(settings, found.notes)
+    stage = shown.stage.model_copy(update=update)
     plain = recipe.model_copy(update={"watch": ()})
     ledger = Ledger(shown.folder.parent / "ledger")
     return StepContext(plain, stage, shown, steps, ledger, is_main=True)
