@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +18,18 @@ from ..training.scalar import load_scalar_model
 class Critic:
     """V(s_t), the expected reward from before response token t on, of a scalar model read one token earlier.
 
-    folder: a reward model's, or a language model's, which gets a new head of zeros.
+    folder: a reward model's, or a language model's, which gets a new head of zeros. prepare: what makes (model,
+    optimizer) those of several processes; by default accelerate's.
     """
 
-    def __init__(self, folder: str, stage: RlvrStage, accelerator: Accelerator, updates: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        stage: RlvrStage,
+        accelerator: Accelerator,
+        updates: int,
+        prepare: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
         settings = stage.critic
         assert settings is not None
         self.settings, self.stage, self.accelerator = settings, stage, accelerator
@@ -32,8 +41,7 @@ class Critic:
         )
         own = stage.model_copy(update={"learning_rate": settings.learning_rate or stage.learning_rate})
         optimizer, self.rate = make_optimizer(model, own, updates)
-        prepared: Any = accelerator.prepare(model, optimizer)
-        self.model, self.optimizer = prepared
+        self.model, self.optimizer = (prepare or accelerator.prepare)(model, optimizer)
 
     def values(self, ids: Tensor) -> Tensor:
         """[B, T-1]: at the place of each token's log-probability, the value of the state before that token."""

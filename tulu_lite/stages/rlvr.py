@@ -99,7 +99,7 @@ class Trainer:
             self._make_room()
             with self.clock("train"):  # 4.-7. advantages, loss, backward, optimiser steps
                 fresh = figures["staleness_max"] == 0
-                learnt, items = self.learner.learn(batch.groups, step, fresh)
+                learnt, items = self._learn(batch, step, fresh)
             figures |= learnt
             self.state["step"] = step
             if self.learner.reference is not None:
@@ -172,6 +172,15 @@ class Trainer:
             self.sampler.sleep(self.is_main)
             self.weights.held = None
             self.accelerator.wait_for_everyone()
+
+    def _learn(self, batch: Collected, step: int, fresh: bool) -> tuple[dict[str, float], list[Answered]]:
+        """The learner's part; the samples of a step that fails are kept, so that `tulu-lite replay` can look at them."""
+        try:
+            return self.learner.learn(batch.groups, step, fresh)
+        except TuluLiteError:
+            self._keep_samples(step, batch, [])
+            self.log.flush()
+            raise
 
     # 9. Validation, samples, metrics, saves
 
