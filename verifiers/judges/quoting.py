@@ -34,7 +34,9 @@ _UNSEEN = (
 _RUN = re.compile(f"([{_UNSEEN}])\\1*")
 # `<` and its look-alikes before anything but a space, a digit or an equals sign: <|im_end|>, </s>, <<SYS>>;
 # and [INST], [gMASK], [|assistant|].
-_TURN = re.compile(r"[<\uff1c\ufe64\u2039\u276e](?![\s\d=])|\[(?=\s*[/|]?\s*[A-Za-z_|]{2,40}\s*\])")
+_TURN = re.compile(
+    r"[<\uff1c\ufe64\u2039\u276e](?![\s\d=])|[\[\uff3b](?=\s*[/|]?\s*[A-Za-z_|]{2,40}\s*[\]\uff3d])"
+)
 
 
 def visible(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -300,6 +301,19 @@ def test_math_verify_is_not_believed_when_it_drops_symbols() -> None:
 
 DATA = os.environ.get("VERIFIERS_DATA", "")
 needs_data = pytest.mark.skipif(not DATA, reason="VERIFIERS_DATA names no folder with the data sets")
+
+
+@needs_data
+def test_against_math_verifys_labels_only_what_the_page_lists_differs() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "maths_verifier.md").read_text(encoding="utf-8")
+    listed = {int(line) for line in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    judge = build("math")
+    differ = set()
+    lines = (Path(DATA) / "math_verify" / "triples.jsonl").read_text(encoding="utf-8").splitlines()
+    for number, row in enumerate(map(json.loads, lines), 1):
+        if judge.verify(Sample(row["pred"], row["gold"])).score != float(row["label"]):
+            differ.add(number)
+    assert differ == listed
 
 
 @needs_data
