@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,13 +56,20 @@ def batch(step: int) -> dict[int, RolloutGroup]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An rlvr run of 4 steps with two updates each, saved after every second, that trained on recorded samples."""
-    folder = tmp_path_factory.mktemp("rlvr")
+    return train(tmp_path_factory.mktemp("rlvr"))
+
+
+def train(folder: Path, broken: bool = False) -> Path:
+    """An rlvr run of 4 steps with two updates each, saved after every second, that trained on recorded samples. broken:
+    one response of step 3 has a log-probability that is no number."""
     row = {"prompt": "What is 1 + 1?", "reference": "2", "verifier": "number"}
     (folder / "rows.jsonl").write_text((json.dumps(row) + "\n") * 2)
     log = RolloutLog(folder / "given", 64)
     for step in range(1, 5):
-        log.put(step, rollout_rows(batch(step)))
+        rows = rollout_rows(batch(step))
+        if broken and step == 3:
+            rows[4]["logprobs"] = [math.nan, *rows[4]["logprobs"][1:]]
+        log.put(step, rows)
     log.close()
     stage = {
         "name": "rl", "kind": "rlvr", "init": "base", "data": "rows.jsonl", "validation": "rows.jsonl", "seeds": [7], "steps": 4,
@@ -133,6 +141,15 @@ def test_a_step_is_trained_on_again_from_its_samples(run: Path) -> None:
     assert ratio == pytest.approx(found.logged["ratio"], rel=1e-4)
     clipped = sum(sample.what["clipped"] * sample.loss_tokens for sample in found.samples) / tokens
     assert clipped == pytest.approx(found.logged["clip_share"], abs=1e-6) and clipped > 0
+
+
+def test_a_step_that_failed_has_kept_its_samples_and_the_response_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TuluLiteError, match="step 3: the norm of the gradient is nan"):
+        train(tmp_path, broken=True)
+    found = do(tmp_path, 3)
+    assert found.reproduced is None and "the norm of the gradient is nan" in found.failure
+    bad = [sample.where for sample in found.samples if not math.isfinite(sample.grad_norm)]
+    assert bad == ["p31 sample 1 (s)"]
 
 
 def test_samples_that_are_not_kept_are_missed_before_anything_is_loaded(run: Path) -> None:
