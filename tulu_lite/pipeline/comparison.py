@@ -137,7 +137,8 @@ def comparison_tables(rows: Sequence[RunRow]) -> list[Table]:
         own = [row for row in rows if row.stage == stage]
         table = Table(title=_title(own[0]), title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD)
         for number, name in enumerate(HEAD):
-            table.add_column(name, no_wrap=number < 3, justify="left" if number in (0, 3) else "right")
+            side: Any = "left" if number in (0, 3) else "right"
+            table.add_column(name, no_wrap=number in (1, 2), overflow="fold", justify=side)
         for row in own:
             table.add_row(*(escape(cell) for cell in _cells(row)), style="bold" if row.chosen else None)
         tables.append(table)

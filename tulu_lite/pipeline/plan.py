@@ -48,7 +48,7 @@ def _state(step: Step, ledger: Ledger) -> tuple[str, str]:
     if step.done:
         return "done", "result is there"
     if step.waits_for is not None:
-        return "run", f"after the choice of {step.waits_for}; what is done for the same choice stays"
+        return "run", f"once {step.waits_for} is chosen"
     saves = sorted((step.folder / "checkpoints").glob("step-*")) if step.folder.exists() else []
     if step.folder.exists():
         return (

@@ -149,7 +149,8 @@ def report_tables(recipe: Recipe, rows: list[Row]) -> list[Table]:
     for name in [*(["on"] if several else []), "model", "accuracy", "gain", "over", *others]:
         main.add_column(
             name.replace("_", " "),
-            no_wrap=True,
+            no_wrap=name not in ("model", "over"),  # names of a sweep's runs are long
+            overflow="fold",
             justify="left" if name in ("on", "model", "over") else "right",
         )
     parts = _table("accuracy in % by source")

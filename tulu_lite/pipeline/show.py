@@ -131,11 +131,11 @@ def validation_text(validation: dict[str, Any]) -> str:
 def plan_table(recipe: Recipe, plan: list[PlannedStep]) -> Table:
     """Each step with its size, its state and why. `≤` where lengths are known only once sampled."""
     table = Table(title=f"{recipe.name}: {recipe.output}", title_justify="left", pad_edge=False)
-    table.add_column("step", no_wrap=True)
-    table.add_column("what", no_wrap=True)
+    table.add_column("step", overflow="fold", min_width=24)  # names of a sweep's runs are long
+    table.add_column("what", overflow="fold", min_width=14)
     for name in ("prompts", "completions", "tokens", "updates"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state", overflow="fold")
+    table.add_column("state", overflow="fold", min_width=20)
     colours = {"done": "green", "resume": "yellow", "run": "cyan"}
     for planned in plan:
         step, size = planned.step, planned.size

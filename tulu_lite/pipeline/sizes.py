@@ -27,6 +27,7 @@ from ..recipe import (
     RlvrStage,
     SftStage,
 )
+from ..recipe.data import DataSettings
 from ..recipe.stages import Stage
 from ..records import Prompt
 from .fingerprint import token_cache
@@ -66,14 +67,20 @@ class StepSizes:
 
     def __init__(self, recipe: Recipe, ledger: Ledger) -> None:
         self.recipe, self.ledger = recipe, ledger
-        self._measured: dict[str, Size] = {}
+        self._measured: dict[tuple[str, str], Size] = {}  # by stage and setting of its sweep
+        self._begun: dict[
+            str, int
+        ] = {}  # by step: the steps of an rlvr run, which a longer one does not do again
+        self._read: dict[str, tuple[int, int, int]] = {}  # what was read of an rlvr stage's prompts
         self._notes: list[str] = []  # of the data of the step that is measured
         self._cache = token_cache(recipe, ledger)
 
     def __call__(self, step: Step) -> Size:
-        stage = step.stage
-        if stage.name in self._measured and step.kind != "select":
-            return self._measured[stage.name]
+        stage, setting = step.stage, step.setting if step.extends is None else f"{step.setting}+{step.id}"
+        if isinstance(stage, RlvrStage):
+            self._begun[step.id] = stage.steps
+        if (stage.name, setting) in self._measured and step.kind != "select":
+            return self._measured[stage.name, setting]
         known = self.ledger.cached_size(step.key)
         if known is not None and (step.done or not _needs_check(stage)):
             size = Size(**{**known, "notes": tuple(known["notes"])})
@@ -82,7 +89,7 @@ class StepSizes:
             size = self._measure(step)
             size = replace(size, notes=(*size.notes, *self._notes))
             self.ledger.cache_size(step.key, asdict(size))
-        self._measured[stage.name] = size
+        self._measured[stage.name, setting] = size
         return size
 
     @cached_property
@@ -105,7 +112,12 @@ class StepSizes:
         if isinstance(stage, PoolStage):
             return self._pool(stage)
         if isinstance(stage, RlvrStage):
-            return self._rlvr(stage)
+            before = next(
+                one.steps
+                for one in self.recipe.stages
+                if isinstance(one, RlvrStage) and one.name == stage.name
+            )
+            return self._rlvr(stage, self._begun.get(step.extends, before) if step.extends else 0)
         if isinstance(stage, EvaluateStage):
             prompts = self._prompts(stage, "data", stage.data, stage.max_tokens)
             return self._sampled(prompts, 1 + stage.samples_per_prompt, stage.max_tokens)
@@ -147,7 +159,7 @@ class StepSizes:
             if source.stage:
                 makes = next(other for other in self.recipe.stages if other.name == source.stage)
                 assert isinstance(makes, RejectStage)
-                sampled = self._measured.get(makes.name)
+                sampled = self._measured.get((makes.name, ""))
                 made = (sampled.prompts if sampled else 0) * makes.keep_per_prompt
                 if makes.general:
                     made = round(made / (1 - makes.general_share))
@@ -189,7 +201,7 @@ class StepSizes:
         """The pairs are not there yet: at most what the preferences stage can make."""
         makes = next(other for other in self.recipe.stages if other.name == source.stage)
         assert isinstance(makes, PreferencesStage)
-        sampled = self._measured.get(makes.name)
+        sampled = self._measured.get((makes.name, ""))
         prompts = sampled.prompts if sampled else 0
         pairs = prompts * makes.pairs_per_prompt
         tokens_each = (sampled.tokens // max(sampled.completions, 1)) if sampled else 0
@@ -201,33 +213,35 @@ class StepSizes:
             -(-pairs // stage.batch_size) * stage.epochs,
         )
 
-    def _rlvr(self, stage: RlvrStage) -> Size:
-        prompts = self._prompts(stage, "data", stage.data, stage.sampling.max_tokens)
-        validation = self._prompts(stage, "validation", stage.validation, stage.sampling.max_tokens)
-        both = {p.token_ids for p in prompts} & {p.token_ids for p in validation}
-        if both:
-            raise TuluLiteError(
-                f"stage {stage.name}: {len(both)} prompts are in its data and in its validation",
-                why="the best seed is chosen by validation; prompts it trained on would choose the best memory",
-                cure="split the file by `share: [0, 0.9]` and `share: [0.9, 1]`, which goes by the prompt's hash",
-            )
-        validations = -(-stage.steps // stage.validate_every_steps)
-        longest = max(len(prompt.token_ids) for prompt in prompts) + stage.sampling.max_tokens
-        completions = stage.steps * stage.prompts_per_step * stage.samples_per_prompt + validations * len(
-            validation
-        )
+    def _rlvr(self, stage: RlvrStage, begun: int) -> Size:
+        """begun: steps that the run which it goes on from has made."""
+        prompts, longest, held_out = self._rlvr_prompts(stage)
+        steps, every = stage.steps - begun, stage.validate_every_steps
+        validations = -(-stage.steps // every) - begun // every
+        completions = steps * stage.prompts_per_step * stage.samples_per_prompt + validations * held_out
         notes = (
-            f"{stage.prompts_per_step} prompts x {stage.samples_per_prompt} samples a step, {stage.steps} steps; "
-            f"{validations} validations of {len(validation)} prompts",
+            f"{stage.prompts_per_step} prompts x {stage.samples_per_prompt} samples a step, {steps} steps; "
+            f"{validations} validations of {held_out} prompts",
         )
-        return Size(
-            len(prompts),
-            completions,
-            completions * longest,
-            True,
-            stage.steps * stage.updates_per_step,
-            notes,
-        )
+        return Size(prompts, completions, completions * longest, True, steps * stage.updates, notes)
+
+    def _rlvr_prompts(self, stage: RlvrStage) -> tuple[int, int, int]:
+        """Prompts, tokens of the longest with its response, validation prompts; the data is read once for all settings
+        that share it."""
+        apart = stage.model_dump_json(include={"data", "validation", "sampling", *DataSettings.model_fields})
+        if apart not in self._read:
+            prompts = self._prompts(stage, "data", stage.data, stage.sampling.max_tokens)
+            validation = self._prompts(stage, "validation", stage.validation, stage.sampling.max_tokens)
+            both = {p.token_ids for p in prompts} & {p.token_ids for p in validation}
+            if both:
+                raise TuluLiteError(
+                    f"stage {stage.name}: {len(both)} prompts are in its data and in its validation",
+                    why="the best run is chosen by validation; prompts it trained on would choose the best memory",
+                    cure="split the file by `share: [0, 0.9]` and `share: [0.9, 1]`, which goes by the prompt's hash",
+                )
+            longest = max(len(prompt.token_ids) for prompt in prompts) + stage.sampling.max_tokens
+            self._read[apart] = (len(prompts), longest, len(validation))
+        return self._read[apart]
 
     def _sampled(self, prompts: list[Prompt], samples: int, max_tokens: int) -> Size:
         tokens = sum(len(prompt.token_ids) + max_tokens for prompt in prompts) * samples

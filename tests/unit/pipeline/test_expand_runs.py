@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from tulu_lite.pipeline.fingerprint import digest
 from tulu_lite.pipeline.ledger import Ledger
 from tulu_lite.pipeline.plan import make_plan
 from tulu_lite.pipeline.select import choice_result
+from tulu_lite.pipeline.sizes import StepSizes
 from tulu_lite.pipeline.steps import Step, model_path
 from tulu_lite.recipe import load_recipe
+from tulu_lite.records import Prompt
 
 RL = {
     "kind": "rlvr", "seeds": [1, 2], "steps": 10, "sampling": {"max_tokens": 4}, "learning_rate": 1e-4,
@@ -274,4 +277,38 @@ def test_a_later_stage_stays_where_the_longer_run_loses(steps: Callable[..., Ste
 def test_the_plan_says_what_waits_for_a_choice(project: Path) -> None:
     planned = {one.step.id: one for one in make_plan(load_recipe(project / "recipe.yaml"), sizes=False)}
     assert planned["gsm8k/seed-1"].state == "run"
-    assert planned["gsm8k/seed-1"].reason.startswith("after the choice of mix")
+    assert planned["gsm8k/seed-1"].reason == "once mix is chosen"
+
+
+def test_sizes_are_of_each_setting_and_of_what_a_longer_run_has_left(
+    steps: Callable[..., Steps], monkeypatch: pytest.MonkeyPatch, project: Path
+) -> None:
+    overrides = [
+        "stages.mix.sweep={samples_per_prompt: [4, 8]}", "stages.mix.prompts_per_step=2", "stages.mix.seeds=[1]",
+        "stages.mix.extend=[{run: samples_per_prompt=4/seed-1, steps: 5}, {run: best, steps: 20}]",
+    ]  # fmt: skip
+    read: list[str] = []
+    prompt = Prompt("p", "p", (1, 2, 3), "s")
+
+    def six(self: StepSizes, stage: object, field: str, *_: object) -> list[Prompt]:
+        read.append(field)
+        return [replace(prompt, token_ids=(len(field),))] * 6
+
+    monkeypatch.setattr(StepSizes, "_prompts", six)
+    recipe = load_recipe(project / "recipe.yaml", overrides)
+    measure = StepSizes(recipe, Ledger(project / "out"))
+    made = {
+        id: step for id, step in steps(*overrides).items() if step.stage.name == "mix" and step.kind == "rlvr"
+    }
+    sizes = {id: measure(step) for id, step in made.items()}
+    # 10 steps of 2 prompts, and one validation of 6
+    assert sizes["mix/samples_per_prompt=4/seed-1"].completions == 10 * 2 * 4 + 6
+    assert sizes["mix/samples_per_prompt=8/seed-1"].completions == 10 * 2 * 8 + 6
+    assert (
+        sizes["mix/samples_per_prompt=4/seed-1+5"].completions == 5 * 2 * 4 + 6
+    )  # validated at its end, step 15
+    assert (
+        sizes["mix/(best)+20"].completions == 20 * 2 * 4 + 2 * 6
+    )  # at 20 and 30; the first setting stands in
+    assert sizes["mix/(best)+20"].updates == 20
+    assert read == ["data", "validation"]  # once for all of them
