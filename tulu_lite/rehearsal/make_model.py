@@ -29,7 +29,7 @@ from ..datasets.chat import ChatTemplate
 from ..datasets.templates import CHATML
 from .models import WITH_BOS
 
-VOCABULARY = 640  # tokens, bytes and special ones included
+VOCABULARY = 768  # tokens, bytes and special ones included
 SPECIAL = (
     "<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
     "<｜User｜>", "<｜Assistant｜>",
@@ -61,7 +61,7 @@ def make(spec: dict[str, Any], out: Path) -> None:
 
 def make_tokenizer(spec: dict[str, Any]) -> PreTrainedTokenizerFast:
     """Byte-level BPE of the rows' text, digits one by one; any text round-trips."""
-    texts = [turn["content"] for dialogue in spec["dialogues"] for turn in dialogue]
+    texts = [turn["content"] for dialogue in spec["dialogues"] for turn in dialogue] + spec["texts"]
     special = tuple(dict.fromkeys([*SPECIAL, *spec["special_tokens"]]))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

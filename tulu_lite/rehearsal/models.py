@@ -47,6 +47,7 @@ class TinyModel:
     chat_template: str  # the recipe's: a name or a .jinja file
     own_template: str | None  # jinja text that is saved with it
     special_tokens: tuple[str, ...]  # that its vocabulary has besides the usual ones
+    texts: tuple[str, ...] = ()  # which its tokenizer knows besides the dialogues
     reward: bool = False  # a number instead of text
     steps: int = 100
     seed: int = 0

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from verifiers.judges.prompts import ASPECTS, RULES
+
 from ..errors import TuluLiteError
 from ..files import write_atomic
 from ..pipeline.judges import announce
@@ -77,6 +79,7 @@ class _Rehearsal:
                 args.pop("api_key_env", None)
             if str(spec["use"]).startswith(JUDGED):
                 args |= {"temperature": 1.0, "max_tokens": 1024, "cache": "", "extra_body": {"seed": 1}}
+                args |= {"timeout_s": 600.0, "request_timeout_s": 300.0}
             return {**spec, "args": args}
 
         self.data["verifiers"] = {name: here(spec) for name, spec in self.data["verifiers"].items()}
@@ -244,6 +247,9 @@ class _Maker:
             chat_template=chat,
             own_template=template,
             special_tokens=special,
+            texts=(RULES, *ASPECTS.values())
+            if judge and not reward
+            else (),  # or questions are twice as long
             reward=reward,
             steps=40 if judge or seed else 100,
             seed=seed,
