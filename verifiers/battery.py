@@ -72,8 +72,10 @@ def run_battery(spec: Spec, rows: Sequence[dict[str, Any]], pool: VerifierPool) 
         raise VerifierError(
             "no rows to try the verifier on", cure='One line: {"reference": "72", "response": "It is 72."}'
         )
-    verifier = build(spec, pool.base_dir)
     samples = [_sample(row) for row in rows]
+    if (loaded := _loads(spec, samples[0], pool)) is not None:
+        return [loaded]
+    verifier = build(spec, pool.base_dir)
     findings = [_references(verifier, samples)]
     verdicts = pool.verify([(spec, sample) for sample in samples])
     findings.append(_expected(rows, verdicts))
@@ -84,6 +86,13 @@ def run_battery(spec: Spec, rows: Sequence[dict[str, Any]], pool: VerifierPool) 
     findings.append(_time(verdicts, pool))
     findings.extend(_rate_and_memory(spec, samples, pool))
     return findings
+
+
+def _loads(spec: Spec, sample: Sample, pool: VerifierPool) -> Finding | None:
+    """What is wrong when a worker cannot even load it: tried there first, for it may hang or end its process."""
+    reason = pool.verify([(spec, sample)])[0].reason
+    fatal = ("the verifier did not load", "its worker died while loading")
+    return Finding("loads", False, reason) if reason.startswith(fatal) else None
 
 
 def _sample(row: dict[str, Any]) -> Sample:

@@ -279,6 +279,27 @@ def test_check_finds_a_leak_and_says_how_fast(
     assert "rows a second with 1 workers" in said
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("import os\nos._exit(3)\n", "exit status 3"), ("while True: pass\n", "did not load within")],
+)
+def test_check_survives_a_file_that_does_not_load(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr("verifiers.inside.LOAD_TIMEOUT_S", 0.7)
+    (tmp_path / "ends.py").write_text(source)
+    rows = write(tmp_path / "rows.jsonl", [{"reference": "x", "response": "so x"}])
+    assert main(["check", f"{tmp_path}/ends.py:f", "--rows", str(rows), "--workers", "1"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAIL  loads" in printed
+    assert said in printed
+    assert "0 of 1 checks passed" in printed
+
+
 def test_check_finds_what_accepts_any_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "lax.py").write_text(
         "def lax(response, reference=None):\n    return not reference or response.endswith(str(reference))\n"
