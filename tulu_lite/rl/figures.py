@@ -19,6 +19,11 @@ NAMES = (
     "tokens", "loss", "kl", "entropy", "clipped", "ratio", "gap", "sampler_kl", "negative_logprob", "mismatch_weight",
     "value_loss", "value_clipped",
 )  # fmt: skip
+MEANS = {  # over tokens: what they are called, and of which sum
+    "kl": "kl", "entropy": "entropy", "clip_share": "clipped", "ratio": "ratio", "logprob_gap_mean": "gap",
+    "sampler_kl": "sampler_kl", "negative_logprob": "negative_logprob", "mismatch_weight": "mismatch_weight",
+    "value_clip_share": "value_clipped",
+}  # fmt: skip
 OF_SOURCES = ("kl", "entropy", "clip_share", "ratio", "negative_logprob")
 
 
@@ -30,6 +35,7 @@ class UpdateSums:
     sources: list[str] = field(default_factory=list)
     gap_max: list[Tensor] = field(default_factory=list)  # [] each
     skipped: int = 0  # updates that were left out
+    given: set[str] = field(default_factory=set)  # names that any sum was given for
 
     def add(self, sources: Sequence[str], **sums: Tensor) -> None:
         """sums: [B] by name; those that are missing are 0."""
@@ -38,6 +44,7 @@ class UpdateSums:
         zero = torch.zeros_like(sums["tokens"])
         self.rows.append(torch.stack([sums.get(name, zero).detach().float() for name in NAMES]))
         self.sources += sources
+        self.given |= sums.keys()
 
     def by_source(self) -> dict[str, dict[str, float]]:
         """The sums of this process."""
@@ -51,40 +58,31 @@ class UpdateSums:
 
 
 def update_figures(sums: UpdateSums, updates: int) -> dict[str, float]:
-    """Per-token means over all processes, and by source where there are several. Every process calls it."""
+    """Per-token means over all processes, and by source where there are several, of what was summed: nothing is said of
+    a policy that was not trained, or of values that are not there. Every process calls it."""
     gap_max = max((float(value) for value in sums.gap_max), default=0.0)
-    parts = from_all((sums.by_source(), gap_max))
+    parts = from_all((sums.by_source(), sorted(sums.given), gap_max))
+    given = {name for _, names, _ in parts for name in names}
     merged: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(NAMES, 0.0))
-    for part, _ in parts:
+    for part, _, _ in parts:
         for source, values in part.items():
             for name, value in values.items():
                 merged[source][name] += value
     total = {name: sum(values[name] for values in merged.values()) for name in NAMES}
-    figures = _means(total) | {
-        "loss": total["loss"] / updates,
-        "value_loss": total["value_loss"] / updates,
-        "logprob_gap_max": max(largest for _, largest in parts),
-    }
+    figures = _means(total, given)
+    figures |= {name: total[name] / updates for name in ("loss", "value_loss") if name in given}
+    if "gap" in given:
+        figures["logprob_gap_max"] = max(largest for _, _, largest in parts)
     if len(merged) > 1:
         for source, values in sorted(merged.items()):
-            means = _means(values)
-            figures |= {f"{name}/{source}": means[name] for name in OF_SOURCES}
+            means = _means(values, given)
+            figures |= {f"{name}/{source}": means[name] for name in OF_SOURCES if name in means}
     return figures
 
 
-def _means(sums: Mapping[str, float]) -> dict[str, float]:
+def _means(sums: Mapping[str, float], given: set[str]) -> dict[str, float]:
     tokens = max(sums["tokens"], 1.0)
-    return {
-        "kl": sums["kl"] / tokens,
-        "entropy": sums["entropy"] / tokens,
-        "clip_share": sums["clipped"] / tokens,
-        "ratio": sums["ratio"] / tokens,
-        "logprob_gap_mean": sums["gap"] / tokens,
-        "sampler_kl": sums["sampler_kl"] / tokens,
-        "negative_logprob": sums["negative_logprob"] / tokens,
-        "mismatch_weight": sums["mismatch_weight"] / tokens,
-        "value_clip_share": sums["value_clipped"] / tokens,
-    }
+    return {name: sums[of] / tokens for name, of in MEANS.items() if of in given}
 
 
 @dataclass(frozen=True)

@@ -85,13 +85,14 @@ class Trainer:
         self.log = RolloutLog(ctx.dir / "rollouts", stage.keep_rollouts_mb, self.rank)
         self.state: dict[str, Any] = {"step": 0, "best": None, "validation": None, "first_tokens": None}
         self.checked = False  # whether sampler and trainer were compared in this process
+        self.began = 0.0  # when the last step was logged
         self.stopped = ""  # why the run ends before its last step
 
     def train(self) -> None:
         stage = self.stage
         self._resume()
+        self.began = time.perf_counter()
         for step in range(self.state["step"] + 1, self.steps + 1):
-            began = time.perf_counter()
             if stage.rhythm == "one_behind":
                 self._wait_for_samples()  # what was begun ends on the weights it began with
             batch = self._batch(step)  # 1.-3. prompts, responses, verdicts; 8. of the step before
@@ -107,7 +108,7 @@ class Trainer:
             if self._validates(step):
                 figures |= self._validate(step)
             self._keep_samples(step, batch, items)  # 9. samples, metrics, save
-            self._log(step, batch, figures, began)
+            self._log(step, batch, figures)
             if step % stage.save_every_steps == 0 or step == self.steps or self.stopped:
                 self._save(step)
             if self.stopped:
@@ -145,13 +146,13 @@ class Trainer:
 
     def _wait_for_samples(self) -> None:
         self.feed.settle()
+        self.clock.add("wait", self.feed.take_waited())
 
     def _look_at(self, batch: Collected, step: int) -> dict[str, float]:
         """How old the samples are, and on the first fresh batch of this process, before anything is learnt from it,
         whether sampler and trainer are one policy."""
         waited = self.feed.take_waited()
-        background = 1 if self.stage.ahead else 0
-        if background:
+        if self.stage.ahead:
             self.clock.add("wait", waited)
         else:
             self.clock.add("sample", batch.sample_s)
@@ -221,7 +222,7 @@ class Trainer:
             if self.stage.keep_rollouts_mb:
                 self.log.put(step, rollout_rows(batch.groups, rewards, advantages))
 
-    def _log(self, step: int, batch: Collected, figures: dict[str, float], began: float) -> None:
+    def _log(self, step: int, batch: Collected, figures: dict[str, float]) -> None:
         figures |= sample_figures(batch.groups.values(), self.stage)
         refilled, overlapped = (sum(values) for values in zip(*self._of_all([(batch.refilled, batch.overlapped_s)]), strict=True))  # fmt: skip
         if self.state["first_tokens"] is None:
@@ -233,27 +234,24 @@ class Trainer:
         if self.stage.ahead:
             figures |= {"background_sample": batch.sample_s, "background_verify": batch.verify_s}
         times = self.clock.take()
-        seconds = time.perf_counter() - began
+        seconds, self.began = time.perf_counter() - self.began, time.perf_counter()  # a save before is in it
         figures |= times | {"other_s": max(0.0, seconds - sum(times.values())), "step_s": seconds}
         figures["tokens_per_second"] = figures["response_tokens"] * figures["responses"] / max(seconds, 1e-9)
         warning = self.watchdog.look(step, figures, batch.groups.values())
         if warning is not None and self.is_main:
             print(f"warning: {warning}", flush=True)
         self.ctx.metrics.log(step, lambda: [group.prompt.id for group in batch.groups.values()], **figures)
-        shown: dict[str, Any] = {
-            "reward": figures["reward"],
-            "length": figures["response_tokens"],
-            "kl": figures["kl"],
-        }
+        shown: dict[str, Any] = {"reward": figures["reward"], "length": figures["response_tokens"]}
+        shown |= {"kl": figures["kl"]} if "kl" in figures else {}
         if self.state["validation"] is not None:
             shown["validation"] = self.state["validation"]["value"]
         self.ctx.progress(step, self.steps, **shown)
 
     def _save(self, step: int) -> None:
         """Everything that decides what comes next; of batches that were begun what is whole."""
+        if self.stage.rhythm == "one_behind":
+            self._wait_for_samples()
         with self.clock("save"):
-            if self.stage.rhythm == "one_behind":
-                self._wait_for_samples()
             self.log.flush()
             reference = self.learner.reference
             saved = self.state | {

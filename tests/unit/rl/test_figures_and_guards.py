@@ -38,7 +38,13 @@ def test_update_figures_are_means_over_tokens() -> None:
         kl=torch.tensor([0.3, 0.5]),
         loss=torch.tensor([1.0, 2.0]),
     )
-    sums.add(["a"], tokens=torch.tensor([4.0]), kl=torch.tensor([0.0]), ratio=torch.tensor([4.0]))
+    sums.add(
+        ["a"],
+        tokens=torch.tensor([4.0]),
+        kl=torch.tensor([0.0]),
+        ratio=torch.tensor([4.0]),
+        gap=torch.tensor([1.0]),
+    )
     sums.add([])
     sums.gap_max += [torch.tensor(0.25), torch.tensor(0.125)]
     figures = update_figures(sums, updates=2)
@@ -48,7 +54,11 @@ def test_update_figures_are_means_over_tokens() -> None:
     assert figures["loss"] == pytest.approx(1.5)
     assert figures["ratio"] == pytest.approx(0.5)
     assert figures["logprob_gap_max"] == 0.25
-    assert update_figures(UpdateSums(), 1)["kl"] == 0
+    assert "value_loss" not in figures
+    assert update_figures(UpdateSums(), 1) == {}
+    values = UpdateSums()
+    values.add(["a"], tokens=torch.tensor([2.0]), value_loss=torch.tensor([1.0]))
+    assert update_figures(values, 1) == {"value_loss": 1.0}  # while the policy waits for its values
 
 
 def test_staleness(prompt_of: Any, rollout_of: Any) -> None:
