@@ -11,6 +11,14 @@ import time
 from pathlib import Path
 
 
+def deepspeed_as_it_is() -> None:
+    """In a rank: import DeepSpeed so that it compiles none of its CPU kernels, which takes half a minute where no one has
+    before. gloo does what they would do."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__.clear()
+
+
 def run_ranks(script: Path, *arguments: str, world: int = 2, seconds: float = 300.0) -> None:
     """Run the script once for each rank on loopback; all must end with 0. The first that fails is told, with its last
     words, while the others, which would wait for it, are ended."""

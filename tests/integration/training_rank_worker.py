@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
+sys.path.insert(0, str(Path(__file__).parent))
+from ranks import deepspeed_as_it_is
+
 from tulu_lite.objectives.sft import token_loss
 from tulu_lite.recipe.training import AccelerateSettings, LoraSettings, TrainingSettings
 from tulu_lite.training.accelerator import make_accelerator
@@ -37,6 +40,7 @@ def micro_batches(rank: int, world: int) -> list[list[int]]:
 def zero_engine(model: Any, optimizer: Any, stage: int) -> tuple[Any, Any]:
     import deepspeed
 
+    deepspeed_as_it_is()
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -64,6 +64,8 @@ def make(config: Any) -> LogprobModel:
     torch.manual_seed(1)
     eager = getattr(config, "attn_logit_softcapping", None) or config.model_type in ("mamba", "bloom")
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if eager else "sdpa")
+    if config.model_type == "qwen3_moe":
+        model.set_experts_implementation("eager")  # the others know no float64
     return LogprobModel(model.double().eval())
 
 
