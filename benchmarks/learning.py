@@ -1,6 +1,6 @@
 """Does each objective learn? Five seeds of each on the quickstart's task from its DPO model, with 95 % intervals.
 
-    python benchmarks/learning.py [--folder DIR] [--seeds 5] [--steps 12] [--at-once 2] [--only grpo,ppo]
+    python benchmarks/learning.py [--folder DIR] [--seeds 5] [--steps 10] [--at-once 2] [--only grpo,ppo]
 
 All runs share one server by turns: while one trains another samples. A run that is done is not done again, and one that
 was killed goes on: start the same command once more. Results go to benchmarks/results/learning.json and learning.md.
@@ -217,7 +217,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "learning", help="where the runs lie")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--at-once", type=int, default=2, help="runs that train at the same time")
     parser.add_argument("--only", default=",".join(METHODS), help="methods, by comma")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
