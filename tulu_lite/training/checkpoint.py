@@ -205,7 +205,9 @@ def _optimizer_tensors(parameters: dict[str, Tensor], optimizer: Any) -> Iterato
     states = _inner(optimizer).state
     for name, parameter in parameters.items():
         for key, value in states.get(parameter, {}).items():
-            yield f"{key}|{name}", whole(value) if isinstance(value, Tensor) else torch.tensor(float(value))
+            tensor = whole(value) if isinstance(value, Tensor) else torch.tensor(float(value))
+            # bitsandbytes has one map for all parameters; a file of tensors holds none that share memory
+            yield f"{key}|{name}", tensor.clone() if key in QUANTISED else tensor
 
 
 def _restore_optimizer(path: Path, parameters: dict[str, Tensor], optimizer: Any) -> None:

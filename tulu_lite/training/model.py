@@ -188,7 +188,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for key, value in inner.state_dict(keep_vars=True).items():
         owner, _, leaf = key.rpartition(".")
         layer = layers.get(owner.removesuffix(".base_layer"))
-        if "lora_" in key or owner.endswith(".weight"):  # the latter: how a 4-bit weight is scaled
+        if "lora_" in key or ".weight." in key:  # the latter: how a 4-bit weight is scaled
             continue
         name = f"{owner.removesuffix('.base_layer')}.{leaf}".removeprefix(prefix)
         if name in tied:
