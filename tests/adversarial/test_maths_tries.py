@@ -123,7 +123,7 @@ PROSE = [
     "The answer is 6. The answer is not 5.", "The answer is 5 squared.", "The answer is 5 and a half.", "The answer is 5 point five",
     "The answer is $5$ or $6$.", "The answer is $5$, $6$.", "The answer is $5$ and $6$", "The answer is $5$, or maybe $6$.", "Is the answer 5?",
     "The answer is 5?", "The answer is 4 < 5", "It is 5 thousandths", "It is 5 cubed", r"So it is 5\text{ minus one}.", r"It is \(5\) or \(6\)",
-    "It is 5 is wrong", "The answer: 5 or so 6", "It is 6, not 5", "5 or 6", "5/6/7", "It is $x < 5$",
+    "It is 5 is wrong", "The answer: 5 or so 6", "It is 6, not 5", "5 or 6", "5/6/7", "It is $x < 5$", "He comes at 3:5", "They are as 4:5.",
 ]  # fmt: skip
 
 

@@ -366,6 +366,8 @@ def _trusted(last: re.Match[str], text: str) -> tuple[Numeral | None, str]:
         return None, f"the last number is marked or struck out: {last.group().strip()}"
     if re.match(r"'(?![A-Za-z])", after) and not before.endswith("'"):
         return None, f"the last number is feet or minutes: {last.group().strip()}'"
+    if before[-1:] == ":" and before[-2:-1].isdigit():
+        return None, f"the last number is part of a time or ratio: {before[-3:]}{last.group().strip()}"
     if _OR_BEFORE.search(before[-60:]):
         return None, "several answers"
     word = before[-12:].rstrip(" $*(\\").rpartition(" ")[2].lower()
