@@ -1,0 +1,117 @@
+"""What benchmarks/rlvr.py found, as a table, a page and a plot."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rlvr_runs import PARTS
+
+GOALS = {"even": 1.5, "skewed": 2.5, "outside": 0.03, "seeds": 1.5}
+
+
+def table(found: dict[str, Any]) -> str:
+    rows = ["| what | figure | goal |", "| --- | --- | --- |"]
+    for name in ("even", "skewed") if "peer" in found else ():
+        case = found["peer"][name]
+        mine, theirs = statistics.median(case["ours_s"]), statistics.median(case["trl_s"])
+        length = statistics.mean(one["ours"] for one in case["lengths"])
+        other = statistics.mean(one["trl"] for one in case["lengths"])
+        rows.append(
+            f"| a step at {name} lengths ({case['rows']} x {case['group']} responses of at most {case['max_tokens']} tokens, "
+            f"on average {length:.0f}, TRL's {other:.0f}): TRL / ours | {theirs:.2f} / {mine:.2f} s = "
+            f"{case['ratio']:.2f} | {GOALS[name]} |"
+        )
+    for rhythm, one in found.get("share", {}).items():
+        named = ", ".join(f"{part.removesuffix('_s')} {one[part]:.0%}" for part in PARTS)
+        rows.append(
+            f"| {rhythm}: outside sampling, verifying, training and pushing ({named}, waiting for samples "
+            f"{one['wait']:.0%}) | {one['outside']:.1%} | at most {GOALS['outside']:.0%} |"
+        )
+    if "seeds" in found:
+        one = found["seeds"]
+        rows.append(
+            f"| three LoRA seeds on one server: at once / in turn | {one['at_once']:.2f} / {one['in_turn']:.2f} steps/s = "
+            f"{one['ratio']:.2f} | {GOALS['seeds']} |"
+        )
+    units = {"group": "responses a prompt", "max_tokens": "tokens a response", "size": "parameters"}
+    for name, points in found.get("growth", {}).get("sweeps", {}).items():
+        told = ", ".join(f"{point['value']:,}: {point['seconds']:.2f} s" for point in points)
+        rows.append(f"| a step by {units[name]} | {told} | |")
+    return "\n".join(rows)
+
+
+def page(found: dict[str, Any], runs: int) -> str:
+    lines = ["# The speed of an RLVR step", "", table(found), ""]
+    lines.append(
+        f"{found['machine']}. float32 on the CPU; {runs} runs of each side in alternation, medians of their steps; servers' "
+        "starts and each run's first and last step count nowhere. Load of the machine when each part began: "
+        + ", ".join(f"{name} {load:.1f}" for name, load in found["load"].items())
+        + "; above the number of cores the figures are of a busy machine."
+    )
+    if "peer" in found:
+        lines += ["", _told_of_peer(found["peer"])]
+    if "seeds" in found:
+        lines += [
+            "",
+            "Seeds: one server with one engine; at once each trainer has one thread, in turn as many as were faster "
+            f"(steps/s by threads: {found['seeds']['in_turn_by_threads']}).",
+        ]
+    if "growth" in found:
+        lines += [
+            "",
+            f"Growth: from {found['growth']['rows']} prompts x {found['growth']['group']} responses x "
+            f"{found['growth']['max_tokens']} tokens; a larger model has "
+            "more layers and computes the same function.",
+            "",
+            "![growth](rlvr_growth.png)",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _told_of_peer(peer: dict[str, Any]) -> str:
+    """Which TRL, and with what settings."""
+    versions = ", ".join(f"{name} {version}" for name, version in peer["versions"].items())
+    lines = [
+        f"Peer: {versions}. On-policy GRPO on both sides, no KL term, loss by token, the same reward function, prompts and "
+        "learning rate. TRL's vLLM modes need CUDA (its weight synchronisation is NCCL's); without gradient checkpointing, "
+        "and with the fastest of these:",
+        "",
+        "| lengths | responses | of at most | micro-batch | threads | generation | seconds a step |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in ("even", "skewed"):
+        for one in peer[name]["trl_tried"]:
+            kind = "continuous batching" if one["continuous"] else "generate"
+            seconds = one["error"] if one["seconds"] is None else f"{one['seconds']:.2f}"
+            lines.append(
+                f"| {name} | {one['responses']} | {one['max_tokens']} | {one['micro']} | {one['threads']} | {kind} | {seconds} |"
+            )
+    for name in ("even", "skewed"):
+        chosen = ", ".join(f"{key} {value}" for key, value in peer[name]["trl_settings"].items())
+        lines += ["", f"Chosen at {name} lengths: {chosen}."]
+    return "\n".join(lines)
+
+
+def plot(sweeps: dict[str, list[dict[str, Any]]], out: Path) -> None:
+    """Seconds a step and their parts by each of what grows; both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = {"group": "responses of a prompt", "max_tokens": "tokens of a response", "size": "parameters"}
+    figure, axes = pyplot.subplots(1, len(sweeps), figsize=(4 * len(sweeps), 3.4), sharey=True)
+    for axis, (name, points) in zip(axes, sorted(sweeps.items()), strict=True):
+        values = [point["value"] for point in points]
+        axis.plot(values, [point["seconds"] for point in points], "k-o", label="whole step")
+        for part in ("sample_s", "train_s"):
+            seconds = [point[part] * point["step_s"] for point in points]
+            axis.plot(values, seconds, "--.", label={"sample_s": "sampling", "train_s": "training"}[part])
+        axis.set(xscale="log", yscale="log", xlabel=names[name])
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("seconds a step")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(out, dpi=120)
