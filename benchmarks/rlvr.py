@@ -110,7 +110,7 @@ def cores() -> int:
 # Parts
 
 
-def part_peer(folder: Path, python: Path, scale: Work | None) -> dict[str, Any]:
+def part_peer(folder: Path, python: Path, repeats: int, scale: Work | None) -> dict[str, Any]:
     """Alternating runs of both sides on the same models, prompts, sizes and learning rate."""
     found: dict[str, Any] = {}
     models = {name: ours.ending_with(BASE, folder / name, end) for name, (end, _) in CASES.items()}
@@ -118,12 +118,14 @@ def part_peer(folder: Path, python: Path, scale: Work | None) -> dict[str, Any]:
     with peer_of(python, folder) as peer:
         found["versions"] = peer.versions
         jobs = {name: _job(folder, models[name], works[name]) for name in CASES}
-        chosen = {name: _best_settings(peer, job) for name, job in jobs.items()}  # while no server runs
+        # while no server runs:
+        found["trl_kinds"] = kinds = _kinds(peer, jobs["even"])
+        chosen = {name: _best_settings(peer, job, kinds[0]["continuous"]) for name, job in jobs.items()}
         with ours.serving(folder, models["even"], replicas=cores()) as server:
             for name, model in models.items():
                 work, (settings, tried) = works[name], chosen[name]
                 mine, theirs, lengths = [], [], []
-                runs = ours.recipe_of(folder, name, model, work, steps=STEPS, seeds=RUNS, threads=cores())
+                runs = ours.recipe_of(folder, name, model, work, steps=STEPS, seeds=repeats, threads=cores())
                 for number, run in enumerate(runs):
                     [rows] = ours.train(folder, [run], server)
                     mine += ours.seconds_between(rows)
@@ -138,7 +140,7 @@ def part_peer(folder: Path, python: Path, scale: Work | None) -> dict[str, Any]:
                         }
                     )
                     print(
-                        f"{name} {number + 1}/{RUNS}: ours {mine[-1]:.2f} s, TRL {theirs[-1]:.2f} s",
+                        f"{name} {number + 1}/{repeats}: ours {mine[-1]:.2f} s, TRL {theirs[-1]:.2f} s",
                         flush=True,
                     )
                 ratio = statistics.median(theirs) / statistics.median(mine)
@@ -156,24 +158,26 @@ def _job(folder: Path, model: Path, work: Work) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _best_settings(peer: Peer, job: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(the settings with which TRL's step is shortest here, all that were tried).
-
-    First the kind of generation, on few responses: transformers' continuous batching can be many times slower on a CPU.
-    Then micro-batches and threads on the whole job.
-    """
+def _kinds(peer: Peer, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Plain generation and transformers' continuous batching, tried on few responses, the faster first: on a CPU the
+    latter can be many times slower."""
     few = job | {"rows": 4, "group": 4, "micro": 16, "max_tokens": min(job["max_tokens"], 32), "steps": 2}
-    plain, continuous = (_try(peer, few | {"continuous": kind}) for kind in (False, True))
-    best = min((plain, continuous), key=_seconds)
-    job, whole = job | {"continuous": best["continuous"]}, job["micro"]
+    return sorted((_try(peer, few | {"continuous": kind}) for kind in (False, True)), key=_seconds)
+
+
+def _best_settings(
+    peer: Peer, job: dict[str, Any], continuous: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(the micro-batch and the threads with which TRL's step is shortest here, all that were tried)."""
+    whole = job["micro"]
     tried = [
-        _try(peer, job | {"micro": micro, "threads": threads})
+        _try(peer, job | {"micro": micro, "threads": threads, "continuous": continuous})
         for micro, threads in ((whole, job["threads"]), (whole // 4, job["threads"]), (whole, 1))
     ]
     best = min(tried, key=_seconds)
     if best["seconds"] is None:
         raise SystemExit(f"TRL works with no settings: {best['error']}")
-    return {name: best[name] for name in ("micro", "threads", "continuous")}, [plain, continuous, *tried]
+    return {name: best[name] for name in ("micro", "threads", "continuous")}, tried
 
 
 def _try(peer: Peer, job: dict[str, Any]) -> dict[str, Any]:
@@ -291,7 +295,7 @@ def main() -> None:
             ours.write_prompts(folder / "prompts.jsonl")
             ours.write_prompts(folder / "validation.jsonl", 4)
             do = {
-                "peer": lambda where=folder: part_peer(where, given.peer_python, scale),
+                "peer": lambda where=folder: part_peer(where, given.peer_python, 1 if scale else RUNS, scale),
                 "share": lambda where=folder: part_share(where, scale),
                 "seeds": lambda where=folder: part_seeds(where, scale),
                 "growth": lambda where=folder: part_growth(where, given.quick),

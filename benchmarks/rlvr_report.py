@@ -75,14 +75,15 @@ def _told_of_peer(peer: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in peer["versions"].items())
     lines = [
         f"Peer: {versions}. On-policy GRPO on both sides, no KL term, loss by token, the same reward function, prompts and "
-        "learning rate. TRL's vLLM modes need CUDA (its weight synchronisation is NCCL's); without gradient checkpointing, "
-        "and with the fastest of these:",
+        "learning rate. TRL's vLLM server mode needs CUDA (its weights go there by NCCL); its colocated mode was not run: it "
+        "loads weights by the model's bare load_weights, which vLLM's CPU build cannot do once it runs. Without gradient "
+        "checkpointing, and with the fastest of these:",
         "",
         "| lengths | responses | of at most | micro-batch | threads | generation | seconds a step |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name in ("even", "skewed"):
-        for one in peer[name]["trl_tried"]:
+    for name in ("kind of generation", "even", "skewed"):
+        for one in peer["trl_kinds"] if name not in peer else peer[name]["trl_tried"]:
             kind = "continuous batching" if one["continuous"] else "generate"
             seconds = one["error"] if one["seconds"] is None else f"{one['seconds']:.2f}"
             lines.append(

@@ -114,7 +114,7 @@ def recipe_of(
         "validation": str(folder / "validation.jsonl"), "steps": steps, "prompts_per_step": work.rows,
         "samples_per_prompt": work.group, "sampling": {"temperature": 1.0, "max_tokens": work.max_tokens},
         "learning_rate": 1e-6, "warmup_ratio": 0.0, "kl_coefficient": 0.0, "validate_every_steps": steps,
-        "save_every_steps": steps, "micro_batch_tokens": 16384,
+        "save_every_steps": steps, "micro_batch_tokens": 2048,
     } | (more or {})  # fmt: skip
     recipe = {
         "name": name,
