@@ -78,7 +78,8 @@ class _Rehearsal:
                 args["base_url"], args["model"] = f"env:{judge_variable(STAND_IN)}", STAND_IN
                 args.pop("api_key_env", None)
             if str(spec["use"]).startswith(JUDGED):
-                args |= {"temperature": 1.0, "max_tokens": 1024, "cache": "", "extra_body": {"seed": 1}}
+                # No seed: with the same draws a tiny judge says the same of everything
+                args |= {"temperature": 1.0, "max_tokens": 1024, "cache": "", "extra_body": {}}
                 args |= {"timeout_s": 600.0, "request_timeout_s": 300.0}
             return {**spec, "args": args}
 
