@@ -52,13 +52,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 )
 def test_two_processes_learn_what_one_learns(results: tuple[Path, Path], engine: str, alone: str) -> None:
     one, two = results
-    norms = [
-        json.loads((folder / f"{name}.json").read_text()) for folder, name in ((one, alone), (two, engine))
-    ]
-    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+    alone_told, told = (
+        torch.tensor(json.loads((folder / f"{name}.json").read_text()), dtype=torch.float64)
+        for folder, name in ((one, alone), (two, engine))
+    )
+    assert (alone_told[0] - told[0]).abs().max() < 1e-5  # loss and gradient norm of the first step
+    # Adam's step hardly depends on a gradient's size, so that later ones differ by the rounding of the smallest
+    assert told.numpy() == pytest.approx(alone_told.numpy(), rel=1e-3)
     before, after = load_file(one / f"{alone}.safetensors"), load_file(two / f"{engine}.safetensors")
     assert before.keys() == after.keys()
-    # Adam's step hardly depends on a gradient's size, so that where that is all but zero its rounding shows.
     apart = torch.cat([(before[name] - after[name]).abs().flatten() for name in before])
     assert (apart > 1e-4).float().mean() < 0.01
     exported = load_file(two / engine / "model.safetensors")

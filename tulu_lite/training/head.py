@@ -10,12 +10,14 @@ al. 2024, arXiv:2410.10989).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+T = TypeVar("T")
 TILE = {"cpu": 1 << 22, "cuda": 1 << 26}  # float32 logits of one tile: 16 MiB, 256 MiB
 LEAST_ROWS = 64  # fewer tokens at once would read the head's weight from memory too often
 
@@ -53,21 +55,28 @@ def logit_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def plain_weight(head: nn.Module) -> Tensor | None:
-    """The weight [V, D] of a head that is nothing but one matrix on this device, with or without bias; else None.
+def is_one_matrix(head: nn.Module) -> bool:
+    """Whether a head is nothing but a matrix [V, D], with or without bias. One with adapters or in 4 bits is not."""
+    return (
+        isinstance(head, nn.Linear)
+        and type(head).forward is nn.Linear.forward
+        and head.weight.is_floating_point()
+    )
 
-    A head under adapters, quantised, or spread over processes has to be called as a module.
-    """
-    weight: Any = getattr(head, "weight", None)
-    if (
-        type(head) is not nn.Linear
-        or hasattr(weight, "ds_id")
-        or hasattr(weight, "device_mesh")
-        or head._forward_hooks
-        or head._forward_pre_hooks
-    ):
-        return None
-    return weight
+
+def through(head: nn.Linear, hidden: Tensor, compute: Callable[[Tensor, Tensor, Tensor | None], T]) -> T:
+    """compute(hidden, weight, bias) inside one call of the head as a module, so that an engine which spreads weights over
+    processes gathers this one for it, and again for its backward pass: once on every process, however many tiles."""
+
+    def forward(inputs: Tensor) -> T:
+        return compute(inputs, head.weight, head.bias)
+
+    head.forward = forward  # type: ignore[method-assign,assignment]
+    try:
+        found: T = head(hidden)
+    finally:
+        del head.forward
+    return found
 
 
 def tiled_logprobs(

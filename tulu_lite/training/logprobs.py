@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import TuluLiteError
-from .head import Scaling, chunk_rows, logit_dtype, plain_weight, tiled_logprobs, tiled_sum
+from .head import Scaling, chunk_rows, is_one_matrix, logit_dtype, through, tiled_logprobs, tiled_sum
 from .packing import Packing, packed_row, segments_of
 
 Entropy = Literal["none", "measured", "trained"]
@@ -173,12 +173,15 @@ def _sum(
     base: Any, hidden: Tensor, targets: Tensor, chunk_tokens: int, scaling: Scaling, liger: bool
 ) -> Tensor:
     head = base.get_output_embeddings()
-    weight = plain_weight(head)
-    if weight is None or _few(base, targets):
+    if not is_one_matrix(head) or _few(base, targets):
         return _chunked(base, hidden, targets, chunk_tokens, scaling).sum()
-    if liger:
-        return _liger_sum(hidden, weight, head.bias, targets, scaling)
-    return tiled_sum(hidden, weight, head.bias, targets, scaling, chunk_tokens)
+
+    def total(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if liger:
+            return _liger_sum(inputs, weight, bias, targets, scaling)
+        return tiled_sum(inputs, weight, bias, targets, scaling, chunk_tokens)
+
+    return through(head, hidden, total)
 
 
 def _liger_sum(
@@ -212,11 +215,12 @@ def _chunked(
     head = base.get_output_embeddings()
     if _few(base, targets):
         return _logprobs(head, hidden, targets, scaling, entropy)
-    weight = plain_weight(head)
-    if weight is not None:
-        logprobs, entropies = tiled_logprobs(
-            hidden, weight, head.bias, targets, scaling, chunk_tokens, entropy != "none"
-        )
+    if is_one_matrix(head):
+
+        def tiled(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+            return tiled_logprobs(inputs, weight, bias, targets, scaling, chunk_tokens, entropy != "none")
+
+        logprobs, entropies = through(head, hidden, tiled)
         if entropy == "none":
             return logprobs
         return torch.stack([logprobs, entropies if entropy == "trained" else entropies.detach()])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tulu_lite.training import head as module
-from tulu_lite.training.head import Scaling, plain_weight, tiled_logprobs, tiled_sum
+from tulu_lite.training.head import Scaling, is_one_matrix, through, tiled_logprobs, tiled_sum
 
 PLAIN = Scaling()
 ALL = Scaling(factor=0.7, cap=2.0, temperature=0.6)
@@ -134,20 +134,39 @@ def test_16_bit_factors_have_float32_sums() -> None:
         assert torch.allclose(one.grad, other.grad.float(), rtol=0.05, atol=0.3)  # type: ignore[arg-type]
 
 
-def test_which_heads_are_plain() -> None:
-    head = nn.Linear(4, 9)
-    assert plain_weight(head) is head.weight
-    hooked = nn.Linear(4, 9)
-    hooked.register_forward_pre_hook(lambda *_: None)
-    assert plain_weight(hooked) is None  # such as an engine's that gathers the weight
+def test_which_heads_are_one_matrix() -> None:
+    class Engine(nn.Linear):
+        """As FSDP2 makes of a module that it wraps."""
 
     class Adapted(nn.Linear):
-        pass
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input) + 1
 
-    assert plain_weight(Adapted(4, 9)) is None
-    spread = nn.Linear(4, 9)
-    spread.weight.ds_id = 3  # type: ignore[assignment]
-    assert plain_weight(spread) is None
+    assert is_one_matrix(nn.Linear(4, 9))
+    assert is_one_matrix(Engine(4, 9))
+    assert not is_one_matrix(Adapted(4, 9))
+    assert not is_one_matrix(nn.Sequential(nn.Linear(4, 9)))
+    quantised = nn.Linear(4, 9)
+    quantised.weight = nn.Parameter(torch.zeros(18, 1, dtype=torch.uint8), requires_grad=False)
+    assert not is_one_matrix(quantised)
+
+
+def test_hooks_of_the_head_run_once_around_all_tiles() -> None:
+    """As an engine gathers a weight that is spread: before the forward pass, and before the backward pass."""
+    hidden, weight, bias, targets = example()
+    head = nn.Linear(5, 9).double()
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    calls: list[str] = []
+    head.register_forward_pre_hook(lambda *_: calls.append("forward"))
+    head.register_full_backward_pre_hook(lambda *_: calls.append("backward"))
+    (inputs,) = leaves(hidden)
+    total = through(head, inputs, lambda h, w, b: tiled_sum(h, w, b, targets, PLAIN, 2))
+    total.backward()
+    assert calls == ["forward", "backward"]
+    assert total.item() == pytest.approx(textbook(hidden, weight, bias, targets, PLAIN)[0].sum().item())
+    assert torch.equal(head(hidden), nn.functional.linear(hidden, head.weight, head.bias))  # it is as it was
 
 
 def test_tiles_have_a_size() -> None:
