@@ -173,4 +173,4 @@ def _number(value: float) -> str:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else f"{value:+.3g}" if isinstance(value, float) else escape(str(value))
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else escape(str(value))

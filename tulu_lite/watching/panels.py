@@ -67,7 +67,7 @@ SUPERVISED = (
 PAIRS = (
     Panel("Loss", "nats / pair", ("loss",)),
     Panel("Pairs ranked right", "% of pairs", ("accuracy",), share=True),
-    Panel("Margin", "implicit reward of chosen - rejected", ("margin",)),
+    Panel("Margin", "reward of chosen - rejected", ("margin",)),
     Panel(
         "Log-probability against the reference", "nats", ("chosen_gain", "rejected_gain"), all_of=True,
         names={"chosen_gain": "chosen", "rejected_gain": "rejected"},

@@ -82,6 +82,11 @@ def _draw(axis: Any, panel: Panel, metrics: list[str], runs: Sequence[Curve]) ->
     axis.set_xlabel("step")
     axis.set_ylabel(panel.unit)
     axis.xaxis.get_major_locator().set_params(integer=True)
+    steps = [row["step"] for run in runs for row in run.rows] or [1]
+    margin = max(0.02 * (max(steps) - min(steps)), 0.5)
+    axis.set_xlim(
+        min(steps) - margin, max(steps) + margin
+    )  # the same in all panels, also where little was logged
     if panel.stacked:
         _draw_times(axis, metrics, runs)
         return
@@ -121,6 +126,8 @@ def _draw_metric(
             "markersize": 4,
         }
         if number is not None:
+            if len(groups) == 1 and number >= len(COLOURS):  # more metrics than colours
+                style["linestyle"] = DASHES[number // len(COLOURS) % len(DASHES)]
             _mean_and_band(axis, lines, COLOURS[number % len(COLOURS)], style, label if place == 0 else None)
         elif len(groups) > 1:
             _mean_and_band(axis, lines, COLOURS[place % len(COLOURS)], style, None)
@@ -198,7 +205,7 @@ def _set_scale(axis: Any, panel: Panel, values: Sequence[float]) -> None:
     positive = [value for value in values if value > 0]
     wide = positive and max(positive) > LOG_RANGE * float(np.median(positive))
     if positive and (panel.scale == "log" or (panel.scale == "auto" and wide)):
-        axis.set_yscale("log")
+        axis.set_yscale("log", nonpositive="mask")
     elif values and min(values) >= 0 and panel.title not in ("Loss", "Validation loss"):
         axis.set_ylim(bottom=0)
     if panel.share and values and max(values) > 60:
@@ -242,7 +249,6 @@ def _draw_times(axis: Any, metrics: list[str], runs: Sequence[Curve]) -> None:
         steps, [parts[name] for name in order], labels=[name.replace("_", " ") for name in order], colors=COLOURS, alpha=0.85,
         step="mid" if len(steps) < 40 else None,
     )  # fmt: skip
-    axis.margins(x=0)
     axis.set_ylim(bottom=0)
     _legend_below(axis, len(order))
 
