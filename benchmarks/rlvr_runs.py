@@ -86,7 +86,8 @@ def write_prompts(out: Path, count: int = 384) -> Path:
     ]
     out.write_text(
         "".join(
-            json.dumps({"id": row["id"], "prompt": row["prompt"], "verifier": "digits"}) + "\n"
+            json.dumps({"id": row["id"], "prompt": row["prompt"], "verifier": "digits", "reference": None})
+            + "\n"
             for row in rows
         )
     )
@@ -171,7 +172,8 @@ def train(
             if ended:
                 del running[pid]
                 if status:
-                    raise SystemExit(f"{step.id} failed: see {step.folder}/log.txt")
+                    log = (step.folder / "log.txt").read_text()
+                    raise SystemExit(f"{step.id} failed; the end of its log:\n{log[-3000:]}")
         time.sleep(0.05)
     return [context.read_metrics(step.folder / "metrics.jsonl") for step in steps]
 
