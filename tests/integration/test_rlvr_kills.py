@@ -36,7 +36,7 @@ def even(response: str) -> float:
 '''
 # Everything that a save has to hold: value model, refreshed reference, a batch begun before, measured pass rates.
 STAGE: dict[str, Any] = {
-    "name": "rlvr", "kind": "rlvr", "init": "base", "seeds": [3], "data": "rows.jsonl", "validation": "held.jsonl", "steps": 6,
+    "name": "rlvr", "kind": "rlvr", "init": "base", "seeds": [3], "data": "rows.jsonl", "validation": "held.jsonl", "steps": 5,
     "prompts_per_step": 4, "samples_per_prompt": 4, "sampling": {"max_tokens": 12}, "learning_rate": 1e-2, "warmup_ratio": 0,
     "save_every_steps": 1, "validate_every_steps": 3, "advantage": "gae", "rhythm": "one_behind", "kl_coefficient": 0.05,
     "reference_refresh_steps": 2, "updates_per_step": 2, "curriculum": {"low": 0.1, "high": 0.9, "keep": 0.5},
@@ -112,12 +112,10 @@ def workers_of(parent: int) -> list[int]:
 
 
 def test_the_server_and_the_verifiers_may_die_too(world: Path, served: RolloutServer) -> None:
-    """One run left alone, and one below which both are killed; both replay to the same as well."""
+    """One run left alone, one below which both are killed, and one that is trained on what the first recorded."""
     seen = []
     for kills in (False, True):
-        override = (
-            f"seed={1 + kills}"  # a folder of its own; the stage's samples depend on its own seed alone
-        )
+        override = f"output=./alone-{kills}"
         folder = folder_of(world, override)
         process = subprocess.Popen(
             [sys.executable, "-m", "tulu_lite.stages.rlvr", *arguments(world, override)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -139,7 +137,7 @@ def test_the_server_and_the_verifiers_may_die_too(world: Path, served: RolloutSe
         assert not kills or (killed and server_killed)
         seen.append(bits(folder))
     assert seen[0] == seen[1]
-    replayed = ("seed=9", f"stages.rlvr.replay={folder_of(world, 'seed=1') / 'rollouts'}", "stages.rlvr.rhythm=on_policy", "stages.rlvr.refill=null", "stages.rlvr.curriculum=null")  # fmt: skip
+    replayed = (f"stages.rlvr.replay={folder_of(world, 'output=./alone-False') / 'rollouts'}", "stages.rlvr.rhythm=on_policy", "stages.rlvr.refill=null", "stages.rlvr.curriculum=null")  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "tulu_lite.stages.rlvr", *arguments(world, *replayed)], capture_output=True, text=True, timeout=200,
         env={name: value for name, value in os.environ.items() if name != SERVER_VARIABLE},
