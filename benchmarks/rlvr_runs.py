@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from tulu_lite.pipeline.expand import expand
 from tulu_lite.pipeline.ledger import Ledger
-from tulu_lite.pipeline.protocol import SERVER_VARIABLE, SHARED_VARIABLE
+from tulu_lite.pipeline.protocol import SERVER_VARIABLE, SHARED_VARIABLE, read_metrics
 from tulu_lite.pipeline.steps import Step
 from tulu_lite.recipe import load_recipe
 from tulu_lite.recipe.server import ServerSettings
 from tulu_lite.rollout.fleet import open_servers
-from tulu_lite.stages import context
+from tulu_lite.stages.metrics import MetricsLog
 
 ROOT = Path(__file__).resolve().parents[1]
 NEVER = ("<unk>", 3)  # a token that the model never samples
@@ -175,7 +175,7 @@ def train(
                     log = (step.folder / "log.txt").read_text()
                     raise SystemExit(f"{step.id} failed; the end of its log:\n{log[-3000:]}")
         time.sleep(0.05)
-    return [context.read_metrics(step.folder / "metrics.jsonl") for step in steps]
+    return [read_metrics(step.folder / "metrics.jsonl") for step in steps]
 
 
 def _fork(folder: Path, step: Step) -> int:
@@ -204,12 +204,12 @@ def _fork(folder: Path, step: Step) -> int:
 
 def _stamp_rows() -> None:
     """Have each line of this process's metrics say when it was written."""
-    log = context.MetricsLog.log
+    log = MetricsLog.log
 
     def stamped(self: Any, step: int, /, places: Any = None, **values: float) -> None:
         log(self, step, places, **values, at=time.time())
 
-    context.MetricsLog.log = stamped  # type: ignore[method-assign]
+    MetricsLog.log = stamped  # type: ignore[method-assign]
 
 
 # Figures
