@@ -93,7 +93,7 @@ def test_a_constant_gives_a_token_the_same_weight_in_every_response() -> None:
     assert torch.allclose(aggregation_weights(mask, "constant", 4, 2, constant=8), mask / 16)
 
 
-TRAINER, SAMPLER = torch.log(torch.tensor([[4.0, 0.5, 1.0]])), torch.zeros(1, 3)
+TRAINER, SAMPLER = torch.log(torch.tensor([[4.0, 0.5, 3.0]])), torch.zeros(1, 3)
 MASK = torch.tensor([[1.0, 1.0, 0.0]])
 
 

@@ -30,6 +30,7 @@ class FakeSampler:
         self.n, self.asked, self.pool = n, [], ThreadPoolExecutor(2)  # type: ignore[var-annotated]
         self.fault: BaseException | None = None
         self.gate: threading.Event | None = None
+        self.pause = 0.0  # between groups
 
     def submit(self, prompts: Any, sampling: Any, *, on_group: Any, positions: Any) -> Future[Any]:
         self.asked.append(
@@ -43,6 +44,7 @@ class FakeSampler:
                 raise self.fault
             for prompt, position in reversed(list(zip(prompts, positions, strict=True))):
                 texts = [f"{prompt.id}:{position}:{i}" for i in range(self.n)]
+                time.sleep(self.pause)
                 on_group(
                     RolloutGroup(prompt, tuple(Rollout((7, 2), (-1.0, -1.0), (VERSION,) * 2, "stop", text) for text in texts))
                 )  # fmt: skip
@@ -150,8 +152,11 @@ def test_a_broken_verifier_stops_the_batch_early(stage_of: Any) -> None:
     with pytest.raises(TuluLiteError, match="verifiers failed on"):
         collector_of(stage, FakeSampler(), judge).collect(batch_of(stream_of(40)))
     # one error among the responses of the whole batch is within the share, though not within that of its group
-    few = FakeJudge(lambda text: None if text.endswith(":0:0") else by_sample(text), max_error_share=0.2)
-    batch = collector_of(stage, FakeSampler(), few).collect(batch_of(stream_of(40)))
+    few = FakeJudge(lambda text: None if text.endswith(":3:0") else by_sample(text), max_error_share=0.2)
+    slow = FakeSampler()
+    slow.pause = 0.03  # the group with the error comes first, and alone
+    batch = collector_of(stage, slow, few).collect(batch_of(stream_of(40)))
+    assert few.calls > 1
     assert sum(score is None for group in batch.groups.values() for score in group.scores) == 1
 
 
