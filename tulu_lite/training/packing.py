@@ -4,8 +4,8 @@ B sequences, N their tokens in all, H heads, D their size, T tokens of the longe
 
 All of a layer but attention treats each token by itself, so a packed row [1, N] needs care in attention alone:
 
-    varlen  each sequence by itself: torch's variable-length flash kernels for 16-bit types on a GPU, else groups of
-            sequences of like length through scaled_dot_product_attention
+    varlen  each sequence by itself: torch's variable-length flash kernels for 16-bit types on a GPU, else through
+            scaled_dot_product_attention, those of the same length together
     block   one attention over all N tokens under a block-diagonal mask [N, N]: dear, but any architecture with
             transformers' masks can do it
     bucket  no packing: rows padded to the longest of a micro-batch of like lengths
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from typing import Any, Literal
 
 import torch
@@ -29,24 +30,15 @@ from ..errors import TuluLiteError
 
 Packing = Literal["bucket", "varlen", "block"]
 VARLEN = "tulu_lite_varlen"  # what transformers calls our attention
-WASTE = 0.125  # of a group of sequences, the share of the longest that the shortest may lack
 _packed: ContextVar[bool] = ContextVar("packed", default=False)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences first ... first + count - 1 of a packed row, which go through attention together.
+    """count neighbouring sequences of a packed row that have the same length, and go through attention together."""
 
-    start, end: their tokens in the row. into: [count * T] place in start:end of each padded token (padding takes
-    the first token: no real token sees it). back: [end - start] place among the padded tokens of each real one.
-    Both None where all have T tokens."""
-
-    start: int
-    end: int
     count: int
-    longest: int
-    into: Tensor | None
-    back: Tensor | None
+    length: int
 
 
 @dataclass(frozen=True)
@@ -59,40 +51,10 @@ class Segments:
 
 
 def segments_of(lengths: Sequence[int], device: torch.device) -> Segments:
-    """Of sequences that lie one after another in a row. Best where neighbours have like lengths."""
-    edges = [0]
-    for length in lengths:
-        edges.append(edges[-1] + length)
-    groups = []
-    for first, last in like_lengths(lengths):
-        groups.append(_group(lengths[first:last], edges[first], device))
-    return Segments(
-        torch.tensor(edges, dtype=torch.int32, device=device), max(lengths, default=0), tuple(groups)
-    )
-
-
-def like_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbours [first, last) whose shortest lacks at most WASTE of the longest: together they cover all, in order."""
-    runs: list[tuple[int, int]] = []
-    first = low = high = 0
-    for place, length in enumerate(lengths):
-        if place > first and min(low, length) < (1 - WASTE) * max(high, length):
-            runs.append((first, place))
-            first = place
-        low, high = (length, length) if place == first else (min(low, length), max(high, length))
-    return [*runs, (first, len(lengths))] if lengths else []
-
-
-def _group(lengths: Sequence[int], start: int, device: torch.device) -> Group:
-    total, longest = sum(lengths), max(lengths)
-    if total == longest * len(lengths):
-        return Group(start, start + total, len(lengths), longest, None, None)
-    each = torch.tensor(lengths, device=device)
-    place = torch.arange(longest, device=device)
-    real = place < each[:, None]  # [count, T]
-    into = torch.where(real, (each.cumsum(0) - each)[:, None] + place, 0).reshape(-1)
-    back = real.reshape(-1).nonzero().squeeze(1)
-    return Group(start, start + total, len(lengths), longest, into, back)
+    """Of sequences that lie one after another in a row. Best where those of the same length are neighbours."""
+    edges = [0, *accumulate(lengths)]
+    groups = tuple(Group(len(list(same)), length) for length, same in groupby(lengths))
+    return Segments(torch.tensor(edges, dtype=torch.int32, device=device), max(lengths, default=0), groups)
 
 
 @contextmanager
@@ -140,7 +102,7 @@ def _attention(
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         return _flash(q, k, v, segments, scaling, window)[None], None
     # split, not slices: the backward pass of each slice would fill a whole row with zeros
-    sizes = [group.end - group.start for group in segments.groups]
+    sizes = [group.count * group.length for group in segments.groups]
     parts = [
         _grouped(module, own, group, scaling, window)
         for *own, group in zip(q.split(sizes), k.split(sizes), v.split(sizes), segments.groups, strict=True)
@@ -173,19 +135,14 @@ def _flash(
 def _grouped(
     module: Any, qkv: Sequence[Tensor], group: Group, scaling: float | None, window: int | None
 ) -> Tensor:
-    """[end - start, H, D] of one group's sequences (qkv of the same shape), padded to the longest for attention alone."""
-    rows = []
-    for own in qkv:
-        if group.into is not None:
-            own = own.index_select(0, group.into)
-        rows.append(own.unflatten(0, (group.count, group.longest)).transpose(1, 2))  # [count, H, T, D]
+    """[count * T, H, D] of one group's sequences of T tokens; qkv of the same shape."""
+    rows = [own.unflatten(0, (group.count, group.length)).transpose(1, 2) for own in qkv]  # [count, H, T, D]
     mask = None
-    if window is not None and window < group.longest:
-        ones = torch.ones(group.longest, group.longest, dtype=torch.bool, device=rows[0].device)
+    if window is not None and window < group.length:
+        ones = torch.ones(group.length, group.length, dtype=torch.bool, device=rows[0].device)
         mask = (ones.tril() & ~ones.tril(-window))[None, None]
     out, _ = sdpa_attention_forward(module, *rows, mask, scaling=scaling, is_causal=True)
-    out = out.flatten(0, 1)  # [count * T, H, D]
-    return out if group.back is None else out.index_select(0, group.back)
+    return out.flatten(0, 1)
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
