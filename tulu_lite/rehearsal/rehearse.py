@@ -94,8 +94,9 @@ class _Rehearsal:
             self.notes.append(
                 "judges: what they say means nothing; they sample it, and any share of it may fail (max_error_share 1)"
             )
-        for judge in self.data["judges"].values():
-            judge["server"] = {"max_model_len": 2 * CONTEXT, "kv_cache_mb": 128, "max_num_seqs": 32}
+        for judge in self.data["judges"].values():  # a reward model, a stage's perhaps, sees what the policy saw
+            longest = CONTEXT if judge.get("kind") == "reward" else 2 * CONTEXT
+            judge["server"] = {"max_model_len": longest, "kv_cache_mb": 128, "max_num_seqs": 32}
 
     # Rows
 
@@ -240,7 +241,7 @@ class _Maker:
         config, where = tiny_config(model, revision)
         template, special = own_template(model)
         chat = "model" if judge or seed else self.rehearsal.given.chat_template
-        if judge:
+        if judge and not reward:
             config = config | {"max_position_embeddings": 2 * CONTEXT}
         tiny = TinyModel(
             config=config,
