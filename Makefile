@@ -5,6 +5,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
 # threads that wait sleep: spinning ones make everything slower as soon as the cores are shared
 export OMP_WAIT_POLICY := PASSIVE
+# the fast tests use two cores, a file at a time; those with a real server want the machine for themselves
+FAST := tests/unit tests/adversarial -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test unit check clean
@@ -19,10 +21,11 @@ quickstart: setup  ## run the whole recipe of recipes/quickstart.yaml (again: on
 	@$(BIN)/tulu-lite run recipes/quickstart.yaml
 
 unit: setup  ## the fast tests
-	@$(BIN)/python -m pytest tests/unit tests/adversarial
+	@$(BIN)/python -m pytest $(FAST)
 
 test: setup  ## all tests, the real rollout server included
-	@$(BIN)/python -m pytest tests
+	@$(BIN)/python -m pytest $(FAST)
+	@$(BIN)/python -m pytest tests/integration
 
 check: setup  ## style, types and the rules between rooms
 	@$(BIN)/ruff format --check .
