@@ -123,7 +123,7 @@ def golden(scratch: Path, python: str, setting: Setting, runs: int) -> dict[str,
     fields: dict[str, dict[str, Any]] = {"sft": {}, "dpo": {"length_normalised": False, "beta": 0.1}}
     for kind, more in fields.items():
         one = ours(scratch, kind, setting, **more)["losses"]
-        other = peer(python, scratch, kind, setting, "padded")["losses"]
+        other = peer(python, scratch, kind, setting, "padded", golden=True)["losses"]
         apart = max(abs(a - b) for a, b in zip(one, other, strict=True))
         print(f"{kind}: {len(one)} steps, loss {one[0]:.4f} to {one[-1]:.4f}, largest difference {apart:.2e}")
         verdict(f"{kind} losses against TRL's", apart, GOALS["golden"], most=True)

@@ -35,6 +35,7 @@ def stage_run(kind: str, recipe: Path) -> dict[str, Any]:
 
     stage = importlib.import_module(f"tulu_lite.stages.{kind}")
     times: list[float] = []
+    processor: list[float] = []
     steps: list[dict[str, Any]] = []
     batches: list[list[Any]] = []
     before: list[float] = []
@@ -49,6 +50,7 @@ def stage_run(kind: str, recipe: Path) -> dict[str, Any]:
     def timed_log(self: Any, step: int, /, places: Any = None, **values: float) -> None:
         log(self, step, places, **values)
         times.append(time.perf_counter())
+        processor.append(time.process_time())
         steps.append(values)
 
     Training.update, context.MetricsLog.log = timed_update, timed_log  # type: ignore[method-assign]
@@ -68,6 +70,7 @@ def stage_run(kind: str, recipe: Path) -> dict[str, Any]:
     write_tokens(recipe.parent / "tokens.jsonl", batches)
     return {
         "seconds": times[-1] - times[WARM - 1],
+        "processor_seconds": processor[-1] - processor[WARM - 1],
         "items": sum(len(batch) for batch in batches[WARM:]),
         "all_items": sum(len(batch) for batch in batches),
         "tokens": sum(step["tokens"] for step in steps[WARM:]),
@@ -113,10 +116,10 @@ def bare_run(recipe: Path, packed: bool) -> dict[str, Any]:
     rows = [json.loads(line) for line in (recipe.parent / "tokens.jsonl").read_text().splitlines()]
     size = stage.batch_size
     batches = [tensors(rows[start : start + size]) for start in range(0, len(rows), size)]
-    began = 0.0
+    began = processor = 0.0
     for number, (ids, attention, mask) in enumerate(batches):
         if number == WARM:
-            began = time.perf_counter()
+            began, processor = time.perf_counter(), time.process_time()
         if packed:
             loss = (
                 -summed_logprobs(model, ids, attention, chunk_tokens=1024, mask=mask[:, 1:])
@@ -132,6 +135,7 @@ def bare_run(recipe: Path, packed: bool) -> dict[str, Any]:
         optimizer.zero_grad()
     return {
         "seconds": time.perf_counter() - began,
+        "processor_seconds": time.process_time() - processor,
         "tokens": sum(int(attention.sum()) for _, attention, _ in batches[WARM:]),
     }
 

@@ -50,7 +50,7 @@ def common(options: dict[str, Any], **more: Any) -> dict[str, Any]:
         "max_grad_norm": 1.0,
         "optim": "adamw_torch_fused",
         "gradient_checkpointing": False,
-        "logging_steps": 1,
+        "logging_steps": 1 if options["golden"] else 1000,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": "none",
@@ -67,6 +67,7 @@ def clock() -> Any:
 
     class Clock(TrainerCallback):
         times: list[float] = []  # noqa: RUF012
+        processor: list[float] = []  # noqa: RUF012
         losses: list[float] = []  # noqa: RUF012
         before_mb = 0.0
 
@@ -76,6 +77,7 @@ def clock() -> Any:
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.times.append(time.perf_counter())
+            self.processor.append(time.process_time())
 
         def on_log(self, *_: Any, logs: Any = None, **__: Any) -> None:
             if logs and "loss" in logs:
@@ -99,6 +101,7 @@ def result(ticks: Any, counts: list[int], items: list[int]) -> dict[str, Any]:
     """counts, items: real tokens and items of each batch, in the order they were collated."""
     return {
         "seconds": ticks.times[-1] - ticks.times[WARM - 1],
+        "processor_seconds": ticks.processor[-1] - ticks.processor[WARM - 1],
         "tokens": sum(counts[WARM : len(ticks.times)]),
         "items": sum(items[WARM : len(ticks.times)]),
         "all_items": sum(items[: len(ticks.times)]),
@@ -117,7 +120,7 @@ def sft(options: dict[str, Any]) -> dict[str, Any]:
     modes: dict[str, dict[str, Any]] = {
         "padded": {"train_sampling_strategy": "sequential"},
         "grouped": {"train_sampling_strategy": "group_by_length"},
-        "padding_free": {"train_sampling_strategy": "sequential", "padding_free": True},
+        "padding_free": {"train_sampling_strategy": "sequential", "padding_free": True, "max_length": None},
         # the rows of a batch, packed: as many tokens a step as the others have on average
         "packed": {"packing": True, "packing_strategy": "bfd"},
     }
@@ -129,6 +132,9 @@ def sft(options: dict[str, Any]) -> dict[str, Any]:
         }
     model, tokenizer = loaded(options)
     ticks = clock()
+    if options["mode"] == "grouped":  # the collator takes the lengths from input_ids alone
+        more = more | {"length_column_name": "length"}
+        data = data.add_column("length", [len(row["ids"]) for row in rows])
     arguments = SFTConfig(**common(options, completion_only_loss=True, **more))
     trainer = SFTTrainer(
         model=model, args=arguments, train_dataset=data, processing_class=tokenizer, callbacks=[ticks]
@@ -150,7 +156,9 @@ def dpo(options: dict[str, Any]) -> dict[str, Any]:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    data = Dataset.from_list(rows_of(options))
+    rows = rows_of(options)
+    data = Dataset.from_list(rows)
+    data = data.add_column("length", [sum(map(len, row.values())) for row in rows])
     seconds = [0.0]
 
     class Ready(DPOTrainer):
@@ -169,7 +177,13 @@ def dpo(options: dict[str, Any]) -> dict[str, Any]:
     ticks = clock()
     sampling = {"padded": "sequential", "grouped": "group_by_length"}[options["mode"]]
     arguments = DPOConfig(
-        **common(options, beta=0.1, precompute_ref_log_probs=True, train_sampling_strategy=sampling)
+        **common(
+            options,
+            beta=0.1,
+            precompute_ref_log_probs=True,
+            train_sampling_strategy=sampling,
+            length_column_name="length",
+        )
     )
     trainer = Ready(
         model=model, args=arguments, train_dataset=data, processing_class=tokenizer, callbacks=[ticks]

@@ -112,11 +112,13 @@ def ours(folder: Path, kind: str, setting: Setting, mode: str = "stage", **field
     return child([sys.executable, "-P", str(script), mode, kind, str(recipe)], setting)
 
 
-def peer(python: str, folder: Path, kind: str, setting: Setting, mode: str) -> dict[str, Any]:
+def peer(
+    python: str, folder: Path, kind: str, setting: Setting, mode: str, golden: bool = False
+) -> dict[str, Any]:
     """TRL's trainer on the token ids that ours wrote beside the recipe (ours must have run before)."""
     script = Path(__file__).parent / "training_peer.py"
     options = {
         "folder": str(folder), "kind": kind, "mode": mode, "batch_size": setting.batch_size,
-        "learning_rate": setting.learning_rate, "threads": setting.threads, "max_tokens": setting.max_tokens,
+        "learning_rate": setting.learning_rate, "threads": setting.threads, "max_tokens": setting.max_tokens, "golden": golden,
     }  # fmt: skip
     return child([python, str(script), json.dumps(options)], setting)
