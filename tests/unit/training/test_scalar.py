@@ -25,7 +25,7 @@ from transformers import (
 
 from tulu_lite.errors import TuluLiteError
 from tulu_lite.recipe.training import LoraSettings
-from tulu_lite.training import packing
+from tulu_lite.training import logprobs, packing
 from tulu_lite.training.checkpoint import export_model, load_latest, save_checkpoint
 from tulu_lite.training.model import unwrapped
 from tulu_lite.training.proof import choose_packing
@@ -191,11 +191,7 @@ def test_packing_is_proven_although_a_fresh_head_says_nothing(
 ) -> None:
     """Rows that see one another are found out, by hidden states."""
     monkeypatch.setattr(
-        packing, "like_lengths", lambda lengths: [(0, 1)] if len(lengths) == 1 else [(0, len(lengths))]
-    )
-    group = packing._group
-    monkeypatch.setattr(
-        packing, "_group", lambda lengths, start, device: group([sum(lengths)], start, device)
+        logprobs, "segments_of", lambda lengths, device: packing.segments_of([sum(lengths)], device)
     )
     model = load_scalar_model(llama_folder(), "cpu")
     assert choose_packing(model, "auto", "no", "tiny")[0] == "bucket"
