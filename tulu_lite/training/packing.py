@@ -136,12 +136,14 @@ def _grouped(
     module: Any, qkv: Sequence[Tensor], group: Group, scaling: float | None, window: int | None
 ) -> Tensor:
     """[count * T, H, D] of one group's sequences of T tokens; qkv of the same shape."""
-    rows = [own.unflatten(0, (group.count, group.length)).transpose(1, 2) for own in qkv]  # [count, H, T, D]
+    query, key, value = (
+        own.unflatten(0, (group.count, group.length)).transpose(1, 2) for own in qkv
+    )  # [count, H, T, D]
     mask = None
     if window is not None and window < group.length:
-        ones = torch.ones(group.length, group.length, dtype=torch.bool, device=rows[0].device)
+        ones = torch.ones(group.length, group.length, dtype=torch.bool, device=query.device)
         mask = (ones.tril() & ~ones.tril(-window))[None, None]
-    out, _ = sdpa_attention_forward(module, *rows, mask, scaling=scaling, is_causal=True)
+    out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=True)
     return out.flatten(0, 1)
 
 

@@ -112,7 +112,9 @@ def context(tmp_path: Path, template: ChatTemplate) -> Any:
             name="pairs", kind="preferences", data=str(rows), sampling={"max_tokens": 8},
             samples_per_prompt=samples, **pool,
         )  # type: ignore[arg-type]  # fmt: skip
-        recipe = SimpleNamespace(model=BASE, revision=None, seed=0, chat_template="model", verifiers={}, judges={})
+        recipe = SimpleNamespace(
+            model=BASE, revision=None, seed=0, chat_template="model", verifiers={}, judges={}
+        )
         recipe.model_copy = lambda update: recipe
         return SimpleNamespace(
             dir=tmp_path, stage=stage, seed=3, recipe=recipe, steps={}, progress=lambda *_: None

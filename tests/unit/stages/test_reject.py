@@ -168,7 +168,16 @@ def test_a_row_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(TuluLiteError, match=r"rows.jsonl:1.*whole numbers"):
         read_responses(path)
     path.write_text(
-        json.dumps({"kind": "chosen", "source": "s", "provenance": {}, "prompt_ids": [], "response_ids": [], "messages": []})
+        json.dumps(
+            {
+                "kind": "chosen",
+                "source": "s",
+                "provenance": {},
+                "prompt_ids": [],
+                "response_ids": [],
+                "messages": [],
+            }
+        )
     )
     with pytest.raises(TuluLiteError, match="either messages or"):
         read_responses(path)
