@@ -94,9 +94,8 @@ class _Rehearsal:
             self.notes.append(
                 "judges: what they say means nothing; they sample it, and any share of it may fail (max_error_share 1)"
             )
-        for judge in self.data[
-            "judges"
-        ].values():  # a reward model, a stage's perhaps, sees what the policy saw
+        for judge in self.data["judges"].values():
+            # a reward model, perhaps a stage's, sees what the policy saw
             longest = CONTEXT if judge.get("kind") == "reward" else 2 * CONTEXT
             judge["server"] = {"max_model_len": longest, "kv_cache_mb": 128, "max_num_seqs": 32}
 
