@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from ranks import leave
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tulu_lite.rollout.routes.files import Cast, write_files
@@ -93,3 +94,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from ranks import leave
+
 from tulu_lite.recipe import DpoStage, RewardStage
 from tulu_lite.stages import dpo, reward
 from tulu_lite.stages.context import step_context
@@ -13,3 +15,4 @@ if __name__ == "__main__":
         name = stage.model_fields["kind"].annotation.__args__[0]  # type: ignore[union-attr]
         with step_context(stage, ["--recipe", sys.argv[1], "--stage", name]) as ctx:
             train(ctx)
+    leave()

@@ -50,3 +50,10 @@ def run_ranks(script: Path, *arguments: str, world: int = 2, seconds: float = 30
 def _last_words(told) -> str:  # type: ignore[no-untyped-def]
     told.seek(0)
     return told.read()[-4000:].decode(errors="replace")
+
+
+def leave() -> None:
+    """End a rank's process at once, as a stage does: with DDP and gloo python's own clearing up may wait for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

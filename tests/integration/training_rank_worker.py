@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ranks import leave
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -125,3 +126,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -261,6 +261,7 @@ def step_context(stage_class: type, arguments: Sequence[str] | None = None) -> I
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` blocks run
     options = _parse(stage_class, arguments)
     context: StepContext | None = None
+    code = 0
     try:
         context = _open(stage_class, options)
         what = f"the step {context.step.id}"
@@ -275,14 +276,27 @@ def step_context(stage_class: type, arguments: Sequence[str] | None = None) -> I
     except TuluLiteError as error:
         _fail(context, error.what, error)
         print("\n".join(error.lines()), file=sys.stderr, flush=True)
-        sys.exit(USER_ERROR)
+        code = USER_ERROR
     except Exception as error:
         traceback.print_exc()
         _fail(context, f"{type(error).__name__}: {error}", None)
-        sys.exit(1)
+        code = 1
     finally:
         if context is not None:
             context.metrics.close()
+    _end(code, of_process=arguments is None)
+
+
+def _end(code: int, of_process: bool) -> None:
+    """End with this exit code. One of several processes of a group ends at once: python's own clearing up may never end,
+    since DDP's reducer, freed there with the interpreter's lock held, joins gloo's thread, which may wait for that lock.
+    """
+    if of_process and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
 
 
 def _parse(stage_class: type, arguments: Sequence[str] | None) -> argparse.Namespace:

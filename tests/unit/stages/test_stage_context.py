@@ -378,3 +378,19 @@ def test_a_longer_run_starts_at_the_last_save_of_the_one_before(
 def refused_run(project: Path, *more: str) -> int | str | None:
     finish_sft(project)
     return refused(project, RlvrStage, "--stage", "rl", *more)
+
+
+def test_one_of_several_processes_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own clearing up may hang under DDP and gloo: it is passed over, whatever the exit code."""
+    ended: list[int] = []
+    monkeypatch.setattr(context.os, "_exit", ended.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    context._end(0, of_process=True)
+    with pytest.raises(SystemExit):  # os._exit does not come back where it is not replaced
+        context._end(2, of_process=True)
+    assert ended == [0, 2]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    context._end(0, of_process=True)
+    with pytest.raises(SystemExit):
+        context._end(1, of_process=True)
+    assert ended == [0, 2]
