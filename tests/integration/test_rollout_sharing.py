@@ -352,11 +352,11 @@ def test_a_judge_is_served_where_it_was_announced_also_after_its_death(tmp_path,
     monkeypatch.delenv("TULU_LITE_JUDGE_GRADER")
     server = {"kv_cache_mb": 64, "canary_interval_s": 0.5, "max_num_seqs": 16}
     judge = JudgeSettings(model=str(ROOT / "data" / "quickstart" / "base"), server=server)
-    recipe = SimpleNamespace(judges={"grader": judge}, output=str(tmp_path))
+    recipe = SimpleNamespace(judges={"grader": judge}, output=str(tmp_path), judge_stages=dict)
     announce(recipe)
     url = os.environ["TULU_LITE_JUDGE_GRADER"]
     judges = Judges(recipe)
-    judges.start()
+    judges.start({})
     try:
         judges.wait_ready()
         served = judges.servers["grader"]
