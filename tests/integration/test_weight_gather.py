@@ -37,8 +37,10 @@ def test_weights_are_gathered_one_by_one_and_written_as_they_come(tmp_path: Path
     assert held.keys() == dict(model.named_parameters()).keys()
     assert all(torch.equal(held[name], value.bfloat16()) for name, value in model.named_parameters())
     told = [json.loads((tmp_path / f"{engine}-{rank}.json").read_text()) for rank in range(2)]
-    for process in told:  # a gathered weight, its parts on the way there, its cast, and what allocators keep
-        assert process["peak"] < 4 * told[0]["largest"] + 64 * 2**20 < told[0]["all"] / 2
+    # a gathered weight, its parts on the way there, its cast, and what allocators (ZeRO-3: DeepSpeed's own too) keep
+    kept = (112 if engine == "zero3" else 64) * 2**20
+    for process in told:
+        assert process["peak"] < 4 * told[0]["largest"] + kept < told[0]["all"] / 2
     with torch.no_grad():
         want = model(torch.tensor([[5, 6, 7, 8, 9]])).logits[0, 2:-1].log_softmax(-1)
     assert torch.allclose(torch.load(tmp_path / f"{engine}-log_p.pt")[0], want, atol=1e-5)
