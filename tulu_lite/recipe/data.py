@@ -238,7 +238,8 @@ class DataSettings(Settings):
     """Which rows are used, by length, language, duplicates and overlap with evaluation sets."""
     bad_rows: Literal["stop", "drop"] = Later("stop")
     """A row that cannot be used (broken JSON or Unicode, roles out of turn, an empty turn, nothing to answer): an error
-    that names it, or it is dropped, counted, and named in the report."""
+    that names it, or it is dropped, counted, and named in the report. In sft, dpo and reward the same goes for a row
+    whose loss is not finite: named as the step stops, or the step is made without it."""
 
     def without_mix(self) -> Self:
         """The same with all rows of every source: for rows that are not trained on."""

@@ -37,6 +37,7 @@ from ..recipe import RlvrStage
 from ..records import RolloutGroup
 from ..training.logprobs import token_logprobs, token_logprobs_and_entropy
 from ..training.optim import NotFinite, accumulating, backward, finish_update
+from ..training.packing import Packing, micro_batches
 from ..training.policy_batch import Answered, collate, fixed_rows, keep_rows
 from .critic import Critic
 from .figures import UpdateSums, update_figures
@@ -61,10 +62,11 @@ class Learner:
         rate: Callable[[int], float],
         pad_id: int,
         seed: int,
+        packing: Packing = "bucket",
     ) -> None:
         self.stage, self.accelerator, self.model = stage, accelerator, model
         self.optimizer, self.rate, self.pad_id, self.seed = optimizer, rate, pad_id, seed
-        self.device = accelerator.device
+        self.device, self.packing = accelerator.device, packing
         self.reference: Reference | None = None
         self.critic: Critic | None = None
         self.look: Callable[..., None] | None = None  # of a replay (doctor/replay_rlvr.py)
@@ -132,12 +134,12 @@ class Learner:
             ids, attention, mask, _, _ = collate(batch, self.device, self.pad_id)
             scored = mask[:, 1:]
             if self.reference is not None:
-                with self.reference(self.model) as frozen:
+                with self.reference(self.model) as frozen, self.accelerator.autocast():
                     keep_rows(batch, "reference", self._logprobs(frozen, ids, attention, scored))
             if wants_old:
                 keep_rows(batch, "trainer", self._logprobs(self.model, ids, attention, scored))
             if self.critic is not None:
-                keep_rows(batch, "value", self.critic.values(ids))
+                keep_rows(batch, "value", self.critic.values(ids, attention))
 
     def _logprobs(self, model: nn.Module, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
         return token_logprobs(
@@ -331,7 +333,7 @@ class Learner:
         assert self.critic is not None
         scored = inputs[2][:, 1:]
         old, returns = fixed_rows(batch, "value", scored), fixed_rows(batch, "return", scored)
-        _, terms = self.critic.losses(inputs[0], old, returns)
+        _, terms = self.critic.losses(inputs[0], inputs[1], old, returns)
         rows = (terms.loss * scored).sum(-1) / tokens  # [B]
         sums = {"value_loss": rows.detach(), "value_clipped": (terms.clipped * scored).sum(-1)}
         return self.critic.settings.coefficient * rows.sum(), sums
@@ -388,7 +390,8 @@ class Learner:
     def _micro_batches(self, items: Sequence[Answered]) -> list[list[Answered]]:
         """As many on every process (empty ones at the end), and at least one: engines that gather weights in the forward
         pass would wait for each other for ever otherwise."""
-        packed = pack_by_length([item.tokens for item in items], self.stage.micro_batch_tokens)
+        lengths, most = [item.tokens for item in items], self.stage.micro_batch_tokens
+        packed = pack_by_length(lengths, most) if self.packing == "bucket" else micro_batches(lengths, most)
         batches = [[items[i] for i in indices] for indices in packed]
         counts = self.accelerator.gather(torch.tensor([len(batches)], device=self.device))
         return batches + [[] for _ in range(max(1, int(counts.max())) - len(batches))]

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from ..errors import TuluLiteError
 from ..recipe import RlvrStage
 from ..training.folders import write_tensors
-from ..training.model import load_model, reference_of, unwrapped
+from ..training.logprobs import LogprobModel
+from ..training.model import adapters_off, load_model, unwrapped
+from ..training.proof import beside, choose_packing
 from ..training.sharding import assign, is_main, whole
 from ..training.zero import is_zero
 
@@ -24,11 +26,18 @@ FILE = "reference.safetensors"
 class Reference:
     """`with reference(model) as frozen: token_logprobs(frozen, ...)`, under torch.no_grad().
 
-    model: the one that is trained. init_model: what it started from. own: the recipe's own reference, a folder.
+    model: the one that is trained, not wrapped yet. init_model: what it started from. own: the recipe's own reference,
+    a folder. precision: of training, as choose_packing takes it.
     """
 
     def __init__(
-        self, model: nn.Module, stage: RlvrStage, init_model: str, own: str | None, device: torch.device
+        self,
+        model: LogprobModel,
+        stage: RlvrStage,
+        init_model: str,
+        own: str | None,
+        device: torch.device,
+        precision: str = "no",
     ) -> None:
         self.every = stage.reference_refresh_steps
         self.adapted = hasattr(unwrapped(model), "peft_config")
@@ -40,12 +49,11 @@ class Reference:
                 why="the adapter of before would have to be put into weights that the engine holds in parts",
                 cure="use DDP or FSDP2, or train all weights",
             )
-        self.frozen: nn.Module | None = None
-        if own is not None:
-            self.frozen = load_model(own, device).eval().requires_grad_(False)
-        elif self.every and not self.adapted:
-            self.frozen = load_model(init_model, device).eval().requires_grad_(False)
-        self._first = reference_of(model, init_model, device) if self.frozen is None else None
+        self.frozen: nn.Module | None = None  # a model beside the trained one
+        if own is not None or not self.adapted:
+            name = init_model if own is None else own
+            self.frozen = load_model(name, device).eval().requires_grad_(False)
+            choose_packing(self.frozen, beside(model.packing), precision, name)
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -55,9 +63,8 @@ class Reference:
         elif self.frozen is not None:
             yield self.frozen
         else:
-            assert self._first is not None
-            with self._first(model) as frozen:
-                yield frozen
+            with adapters_off(model) as before:
+                yield before
 
     def refresh(self, model: nn.Module, step: int) -> bool:
         """After a step: whether its turn has come, and then the policy of now is the reference. All processes call it."""

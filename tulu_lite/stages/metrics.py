@@ -44,3 +44,7 @@ class MetricsLog:
 
     def rows(self) -> list[dict[str, Any]]:
         return read_metrics(self.path)
+
+    def total(self, name: str) -> float:
+        """The sum of a figure over all steps."""
+        return sum(row.get(name, 0) for row in self.rows())

@@ -1,21 +1,29 @@
-"""What the stages that learn from pairs do alike: their pairs, and how well they rank those held out."""
+"""What the stages that learn from pairs do alike: their pairs, the loop over them, how well they rank those held out.
+
+B pairs of a micro-batch, N pairs in all; 2 is chosen, rejected.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..datasets.batching import step_indices
 from ..datasets.chat import ChatTemplate, load_tokenizer
 from ..datasets.held_out import held_out_pairs
 from ..datasets.pairs import PairExample, load_pairs
 from ..pipeline.protocol import write_validation
 from ..statistics import of_values
-from ..training.loop import Training
+from ..training.culprits import places_of
+from ..training.loop import LossOf, Training
+from ..training.sequences import BothSides, PromptResponse
 from .context import StepContext
 
 
@@ -38,6 +46,82 @@ class Pairs:
         ctx.tell_of_data(report)
         held_out = held_out_pairs(ctx.stage, template, trained, **how)
         return cls(template, trained, held_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A pair with the reference's log-probabilities of its chosen and rejected response (0 without a reference)."""
+
+    pair: PairExample
+    reference: tuple[float, float] = (0.0, 0.0)
+
+
+class PairLosses(NamedTuple):
+    """Of B pairs."""
+
+    losses_B: Tensor
+    margins_B: Tensor  # above 0: ranked right
+    sides_B2: Tensor  # what is shown of each response, without a gradient
+
+
+def with_reference(pairs: Sequence[PairExample], reference_N2: Tensor) -> list[Scored]:
+    return [
+        Scored(pair, (chosen, rejected))
+        for pair, (chosen, rejected) in zip(pairs, reference_N2.tolist(), strict=True)
+    ]
+
+
+def learn(
+    ctx: StepContext,
+    training: Training,
+    pairs: Pairs,
+    validation: Validation,
+    scores: Callable[[Sequence[PromptResponse]], Tensor],
+    losses_of: Callable[[Tensor, Sequence[Scored]], PairLosses],
+    reference_N2: Tensor,
+    sides: str,
+) -> None:
+    """All optimiser steps that are not done yet, each with its metrics, validation and save.
+
+    scores: the model's numbers [S] of sequences. losses_of: of such numbers [B, 2] and their pairs. sides: what the
+    metrics call the numbers of each side.
+    """
+    stage, total = ctx.stage, training.updates
+    sums = torch.zeros(
+        4, device=training.device
+    )  # pairs ranked right, margins, sides of chosen and of rejected
+
+    def loss_over(batch: Sequence[Scored]) -> LossOf:
+        sums.zero_()
+
+        def loss_of(items: Sequence[Scored]) -> Tensor:
+            if not items:  # another process has one micro-batch more
+                pad = (pairs.template.pad_id,)
+                return scores([(pad, pad)]).sum() * 0.0
+            values_B2 = scores(BothSides([item.pair for item in items])).view(-1, 2)
+            losses_B, margins_B, sides_B2 = losses_of(values_B2, items)
+            sums.add_(torch.stack([(margins_B > 0).sum(), margins_B.sum(), *sides_B2.sum(0)]).detach())
+            return losses_B.sum() / len(batch)
+
+        return loss_of
+
+    for step in range(validation.resume(training.resume()) + 1, total + 1):
+        began = time.perf_counter()
+        indices = step_indices(len(pairs.trained), stage.batch_size, stage.epochs, ctx.seed, step)
+        batch = with_reference([pairs.trained[i] for i in indices], reference_N2[indices])
+        lengths = [tokens_of(item.pair) for item in batch]
+        done = training.update(step, batch, lengths, loss_over)
+        means = training.accelerator.reduce(sums, "sum") / len(done.batch)
+        right, margin, chosen, rejected = means.tolist()
+        seconds = time.perf_counter() - began
+        ctx.metrics.log(
+            step, partial(places_of, batch), loss=done.loss, grad_norm=done.grad_norm, learning_rate=done.rate,
+            accuracy=right, margin=margin, tokens=sum(tokens_of(item.pair) for item in done.batch), pairs_per_second=len(done.batch) / seconds,
+            dropped_rows=done.dropped, **{f"chosen_{sides}": chosen, f"rejected_{sides}": rejected},
+            **training.figures(seconds), **validation.if_due(step, total),
+        )  # fmt: skip
+        ctx.progress(step, total, loss=done.loss, accuracy=right)
+        training.save_if_due(step, total)
 
 
 def tokens_of(pair: PairExample) -> int:
@@ -106,6 +190,8 @@ def _ranked_right(margins: Tensor) -> list[float]:
 
 
 def last_metrics(ctx: StepContext, names: Sequence[str]) -> dict[str, float]:
-    """The last step's metrics of these names."""
+    """The last step's metrics of these names, and how many rows training left out, if any."""
     rows = ctx.metrics.rows()
-    return {name: rows[-1][name] for name in names} if rows else {}
+    dropped = ctx.metrics.total("dropped_rows")
+    found = {name: rows[-1][name] for name in names} if rows else {}
+    return found | ({"dropped_rows": dropped} if dropped else {})

@@ -34,9 +34,10 @@ from ..rl.saves import load_all, pending_batches, save_all
 from ..rollout.client import Sampling
 from ..training.accelerator import make_accelerator
 from ..training.checkpoint import export_model
-from ..training.model import load_model
+from ..training.model import compile_layers, load_model
 from ..training.optim import make_optimizer
 from ..training.policy_batch import Answered, Clock
+from ..training.proof import choose_packing
 from ..training.sharding import from_all
 from .context import StepContext, step_context
 from .preflight import preflight
@@ -323,18 +324,24 @@ class Trainer:
         model: Any = load_model(
             ctx.init_model, device, lora=stage.lora, gradient_checkpointing=stage.gradient_checkpointing
         )
+        precision = str(self.accelerator.mixed_precision)
+        packing, note = choose_packing(model, stage.packing, precision, ctx.init_model)
+        if self.is_main:
+            print(note, flush=True)
         reference = None
         if stage.kl_coefficient:
             own = None if stage.reference is None else model_of(ctx, stage.reference)
-            reference = Reference(model, stage, ctx.init_model, own, device)
+            reference = Reference(model, stage, ctx.init_model, own, device, precision)
+        if stage.compile:
+            compile_layers(model)
         updates = self.steps * stage.updates
         optimizer, rate = make_optimizer(model, stage, updates)
         model, optimizer = self.accelerator.prepare(model, optimizer)
-        learner = Learner(stage, self.accelerator, model, optimizer, rate, pad_id, ctx.seed)
+        learner = Learner(stage, self.accelerator, model, optimizer, rate, pad_id, ctx.seed, packing)
         learner.reference = reference
         if stage.critic is not None:
             start = ctx.init_model if stage.critic.init == "policy" else model_of(ctx, stage.critic.init)
-            learner.critic = Critic(start, stage, self.accelerator, updates)
+            learner.critic = Critic(start, stage, self.accelerator, updates, packing=packing)
         return learner
 
     def _make_way(self, sampler: Sampler | Unserved) -> tuple[Sampler | Unserved, Handover]:

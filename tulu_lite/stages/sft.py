@@ -23,7 +23,7 @@ from ..recipe import SftStage
 from ..statistics import of_values
 from ..training.culprits import places_of
 from ..training.logprobs import summed_logprobs, token_logprobs
-from ..training.loop import Training
+from ..training.loop import LossOf, Training
 from ..training.sharding import from_all, rank
 from .context import StepContext, step_context
 
@@ -54,38 +54,47 @@ def train(ctx: StepContext) -> None:
     for step in range(begun + 1, steps + 1):
         began = time.perf_counter()
         batch = [examples[i] for i in indices_of(step)]
-        loss_tokens = sum(sum(example.loss_mask) for example in batch)
-        # of the whole step, on all processes
-        denominator = 1.0 if stage.loss == "token_sum" else float(loss_tokens)
 
-        def loss_of(items: Sequence[Example], denominator: float = denominator) -> Tensor:
-            ids_BT, attention_BT, mask_BT = collate(items, training.device, template.pad_id)
-            total = summed_logprobs(
-                training.model,
-                ids_BT,
-                attention_BT,
-                chunk_tokens=stage.logits_chunk_tokens,
-                mask=mask_BT[:, 1:],
-            )
-            return -total / denominator
+        def loss_over(batch: Sequence[Example]) -> LossOf:
+            # of the whole step, on all processes
+            denominator = 1.0 if stage.loss == "token_sum" else float(loss_tokens(batch))
+
+            def loss_of(items: Sequence[Example]) -> Tensor:
+                ids_BT, attention_BT, mask_BT = collate(items, training.device, template.pad_id)
+                total = summed_logprobs(
+                    training.model,
+                    ids_BT,
+                    attention_BT,
+                    chunk_tokens=stage.logits_chunk_tokens,
+                    mask=mask_BT[:, 1:],
+                )
+                return -total / denominator
+
+            return loss_of
 
         lengths = [len(example.token_ids) for example in batch]
-        loss, norm, rate = training.update(step, batch, lengths, loss_of)
+        done = training.update(step, batch, lengths, loss_over)
         figures = training.figures(time.perf_counter() - began)
-        shown = loss if stage.loss == "token_mean" else loss / loss_tokens
+        counted = loss_tokens(done.batch)
+        loss = done.loss if stage.loss == "token_mean" else done.loss / counted
         ctx.metrics.log(
-            step, partial(places_of, batch), loss=shown, grad_norm=norm, learning_rate=rate,
-            tokens=sum(lengths), loss_tokens=loss_tokens, **figures, **validation.if_due(step, steps),
+            step, partial(places_of, batch), loss=loss, grad_norm=done.grad_norm, learning_rate=done.rate,
+            tokens=sum(len(example.token_ids) for example in done.batch), loss_tokens=counted, dropped_rows=done.dropped,
+            **figures, **validation.if_due(step, steps),
         )  # fmt: skip
-        ctx.progress(step, steps, loss=shown, tokens_per_second=figures["tokens_per_second"])
+        ctx.progress(step, steps, loss=loss, tokens_per_second=figures["tokens_per_second"])
         training.save_if_due(step, steps)
     summary = {
         "examples": len(examples),
         "loss": _last_loss(ctx),
         "updates": steps,
-        "dropped": report.dropped.total(),
+        "dropped": report.dropped.total() + ctx.metrics.total("dropped_rows"),
     }
     training.finish(template, summary | validation.summary(steps))
+
+
+def loss_tokens(batch: Sequence[Example]) -> int:
+    return sum(sum(example.loss_mask) for example in batch)
 
 
 def batches(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import DistributedType
 
 from ..datasets.batching import pack_by_length
 from .accelerator import make_accelerator
 from .checkpoint import export_model, load_latest, load_weights
-from .culprits import loss_not_finite
+from .culprits import loss_not_finite, named_rows, rows_not_finite
 from .figures import ModelFlops, peak_flops, peak_memory_gb
 from .logprobs import LogprobModel
 from .model import compile_layers, load_model
@@ -19,6 +20,18 @@ from .optim import accumulating, backward, finish_update, make_optimizer
 from .packing import micro_batches
 from .proof import choose_liger, choose_packing
 from .saver import BEST, Saver
+
+LossOf = Callable[[Sequence[Any]], torch.Tensor]
+
+
+class Updated(NamedTuple):
+    """What an optimiser step was made of."""
+
+    loss: float
+    grad_norm: float  # before clipping
+    rate: float
+    batch: Sequence[Any]  # the items it learnt from
+    dropped: int  # items left out, since their loss was not finite
 
 
 class Training:
@@ -79,20 +92,43 @@ class Training:
         step: int,
         batch: Sequence[Any],
         lengths: Sequence[int],
-        loss_of: Callable[[Sequence[Any]], torch.Tensor],
-    ) -> tuple[float, float, float]:
-        """One optimiser step on the whole batch: (loss summed over micro-batches and processes, gradient norm, rate).
+        loss_over: Callable[[Sequence[Any]], LossOf],
+    ) -> Updated:
+        """One optimiser step on the whole batch.
 
-        loss_of: this many items' share of the step's loss; shares add up, since each is divided by the step's one
-        denominator. Called with no items where another process has one micro-batch more; then it is 0.
+        loss_over: given the step's items, the function that gives some items' share of the step's loss; shares add up,
+        since each is divided by the step's one denominator. It is called with no items where another process has one
+        micro-batch more; then it is 0. lengths: tokens of each item.
+
+        Rows whose loss is not finite are named in a TuluLiteError or, with `bad_rows: drop`, left out: the step is then
+        made of the others, as if it had never had them. Every process calls it.
         """
+        self.saver.check()
+        if self.ctx.look is not None:  # a replay looks at each item by itself before the step is done
+            self.ctx.look(self, step, batch, loss_over(batch))
+        where = f"stage {self.stage.name}, step {step}"
+        asked = len(batch)
+        while not math.isfinite(loss := self._add_gradients(batch, lengths, loss_of := loss_over(batch))):
+            self.optimizer.zero_grad()
+            culprits = rows_not_finite(self.accelerator, batch, loss_of)
+            if not self._may_drop(culprits, batch):
+                raise loss_not_finite(batch, culprits, loss, where)
+            if self.ctx.is_main:
+                rows = named_rows(batch, culprits)
+                print(f"{where}: left out, since their loss is not finite: {rows}", flush=True)
+            good = [i for i in range(len(batch)) if i not in culprits]
+            batch, lengths = [batch[i] for i in good], [lengths[i] for i in good]
+        rate = self.rate(step)
+        limit = self.stage.max_grad_norm
+        norm = finish_update(self.accelerator, self.model, self.optimizer, rate, limit, where)
+        return Updated(loss, norm, rate, batch, asked - len(batch))
+
+    def _add_gradients(self, batch: Sequence[Any], lengths: Sequence[int], loss_of: LossOf) -> float:
+        """The step's loss, summed over micro-batches and processes, its gradient added to what is there."""
         own = range(self.accelerator.process_index, len(batch), self.accelerator.num_processes)
         parts = [[own[i] for i in indices] for indices in self.micro_batches([lengths[i] for i in own])]
         self._lengths = lengths
         self._computed = sum(self._size([lengths[i] for i in indices]) for indices in parts)
-        self.saver.check()
-        if self.ctx.look is not None:  # a replay looks at each item by itself before the step is done
-            self.ctx.look(self, step, batch, loss_of)
         counts = self.accelerator.gather(torch.tensor([len(parts)], device=self.device))
         parts += [[]] * (max(1, int(counts.max())) - len(parts))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -101,21 +137,12 @@ class Training:
                 loss = loss_of([batch[i] for i in indices])
                 total += loss.detach().double()
                 backward(self.accelerator, self.model, loss)
-        whole = float(self.accelerator.reduce(total, "sum"))
-        where = f"stage {self.stage.name}, step {step}"
-        if not math.isfinite(whole):
-            self.optimizer.zero_grad()
-            raise loss_not_finite(self.accelerator, batch, loss_of, whole, where)
-        rate = self.rate(step)
-        norm = finish_update(
-            self.accelerator,
-            self.model,
-            self.optimizer,
-            rate,
-            self.stage.max_grad_norm,
-            where,
-        )
-        return whole, norm, rate
+        return float(self.accelerator.reduce(total, "sum"))
+
+    def _may_drop(self, culprits: Sequence[int], batch: Sequence[Any]) -> bool:
+        """Whether the step can be done again without these rows. DeepSpeed has their gradients in sums of its own."""
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        return self.stage.bad_rows == "drop" and 0 < len(culprits) < len(batch) and not deepspeed
 
     def _size(self, lengths: Sequence[int]) -> int:
         """Tokens of a forward pass of items of these lengths, padding included."""

@@ -1,9 +1,9 @@
-"""Models: loading them for training, their weights under checkpoint names, and the frozen reference."""
+"""Models: loading them for training, their weights under checkpoint names, and what they were before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -251,27 +251,9 @@ def adapter_config(model: nn.Module) -> dict[str, Any]:
     return inner.peft_config["default"].to_dict()
 
 
-def reference_of(
-    model: nn.Module, init_model: str | Path, device: torch.device | str, revision: str | None = None
-) -> Callable[[nn.Module], AbstractContextManager[nn.Module]]:
-    """The frozen model that training started from: `with reference(model) as frozen: token_logprobs(frozen, ...)`.
-
-    With adapters it is the model itself with its adapters off, and takes no memory; else a copy, loaded once. Use it
-    under torch.no_grad().
-    """
-    if hasattr(unwrapped(model), "peft_config"):
-        return _adapters_off
-    frozen = load_model(init_model, device, revision=revision).eval().requires_grad_(False)
-
-    @contextmanager
-    def copy(_: nn.Module) -> Iterator[nn.Module]:
-        yield frozen
-
-    return copy
-
-
 @contextmanager
-def _adapters_off(model: nn.Module) -> Iterator[nn.Module]:
+def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
+    """The model that training started from, where adapters are trained; the model as it is where there are none."""
     inner: Any = unwrapped(model)
-    with inner.disable_adapter():
+    with inner.disable_adapter() if hasattr(inner, "peft_config") else nullcontext():
         yield model

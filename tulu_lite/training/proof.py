@@ -74,6 +74,11 @@ def choose_packing(
     return model.packing, f"packing: {model.packing} ({WAYS[model.packing]}){why}"
 
 
+def beside(packing: Packing) -> Literal["auto", "bucket"]:
+    """What to ask choose_packing for of a second model that reads the same micro-batches."""
+    return "bucket" if packing == "bucket" else "auto"
+
+
 def choose_liger(wanted: Literal["auto", "tiled", "liger"], device: torch.device) -> bool:
     """Whether Liger's kernel sums the log-probabilities. Raises TuluLiteError where it is asked for and cannot run."""
     there = device.type == "cuda" and find_spec("liger_kernel") is not None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..files import write_atomic
-from .model import load_model, unwrapped
+from .model import adapters_off, load_model
 from .sequences import PromptResponse, response_logprobs, scored_by_all
 from .sharding import from_all, is_main
 
@@ -87,18 +86,8 @@ def logprobs_under(
         return scored_by_all(model, score, sequences, settings.micro_batch_tokens, on_progress)
 
     if reference is None:
-        with _as_it_began(training.model) as model:
+        with adapters_off(training.model) as model:
             return by(model)
     frozen = load_model(reference, training.device).eval().requires_grad_(False)
     with training.accelerator.autocast():
         return by(frozen)
-
-
-@contextmanager
-def _as_it_began(model: nn.Module) -> Iterator[nn.Module]:
-    inner: Any = unwrapped(model)
-    if not hasattr(inner, "peft_config"):
-        yield model
-        return
-    with inner.disable_adapter():
-        yield model

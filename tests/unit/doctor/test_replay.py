@@ -152,11 +152,11 @@ def test_there_is_no_such_step(run: Path) -> None:
 def test_a_step_that_fails_shows_its_samples_all_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     update = loop.Training.update
 
-    def broken(self: Any, step: int, batch: Any, lengths: Any, loss_of: Any) -> Any:
+    def broken(self: Any, step: int, batch: Any, lengths: Any, loss_over: Any) -> Any:
         def bad(items: Any) -> torch.Tensor:
-            return loss_of(items) * (math.nan if any(item.line == BAD + 1 for item in items) else 1)
+            return loss_over(batch)(items) * (math.nan if any(item.line == BAD + 1 for item in items) else 1)
 
-        return update(self, step, batch, lengths, bad)
+        return update(self, step, batch, lengths, lambda _: bad)
 
     monkeypatch.setattr(loop.Training, "update", broken)
     found = do(run, "sft", 6)

@@ -24,6 +24,7 @@ from tulu_lite.training.accelerator import make_accelerator
 from tulu_lite.training.logprobs import token_logprobs
 from tulu_lite.training.model import load_model
 from tulu_lite.training.optim import NotFinite, make_optimizer
+from tulu_lite.training.proof import choose_packing
 from verifiers.base import error, scored
 
 Groups = dict[int, RolloutGroup]
@@ -36,17 +37,20 @@ def accelerator() -> Iterator[Any]:
     AcceleratorState._reset_state(True)
 
 
-@pytest.fixture
-def learner_of(accelerator: Any, tiny: Path) -> Callable[[RlvrStage], Learner]:
+@pytest.fixture(params=["bucket", "varlen"])
+def learner_of(
+    accelerator: Any, tiny: Path, request: pytest.FixtureRequest
+) -> Callable[[RlvrStage], Learner]:
     def make(stage: RlvrStage) -> Learner:
         model = load_model(tiny, "cpu")
+        packing, _ = choose_packing(model, request.param, "no", "tiny")
         optimizer, rate = make_optimizer(model, stage, 8)
         reference = Reference(model, stage, str(tiny), None, torch.device("cpu"))
-        learner = Learner(stage, accelerator, model, optimizer, rate, 0, 1)
+        learner = Learner(stage, accelerator, model, optimizer, rate, 0, 1, packing)
         if stage.kl_coefficient:
             learner.reference = reference
         if stage.critic is not None:
-            learner.critic = Critic(str(tiny), stage, accelerator, 8)
+            learner.critic = Critic(str(tiny), stage, accelerator, 8, packing=packing)
         return learner
 
     return make

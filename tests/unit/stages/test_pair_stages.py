@@ -159,6 +159,51 @@ def test_killed_and_run_again_it_gives_the_same_bits(
         assert (whole.folder / name).read_text() == (torn.folder / name).read_text()
 
 
+BAD = 5  # the row whose loss is not a number
+
+
+def break_a_row(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    module = {"dpo": dpo, "reward": reward}[kind]
+    losses_of = module.losses_of
+
+    def broken(stage: Any, values: torch.Tensor, items: Any = ()) -> Any:
+        found = losses_of(stage, values, items)
+        bad = torch.tensor([math.nan if item.pair.line == BAD else 1.0 for item in items])
+        return found._replace(losses_B=found.losses_B * bad) if items else found
+
+    monkeypatch.setattr(module, "losses_of", broken)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_a_row_whose_loss_is_not_finite_stops_the_step_by_name(
+    make: Callable[..., Step], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    break_a_row(monkeypatch, kind)
+    with pytest.raises(SystemExit):
+        run(make(kind, batch_size=12, epochs=1, validation=[]))
+    said = capsys.readouterr().err
+    assert "the loss is nan" in said and f"pairs.jsonl:{BAD} by itself" in said and "bad_rows: drop" in said
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_or_it_is_dropped_and_counted_and_the_step_is_that_of_the_others(
+    make: Callable[..., Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    others = [json.dumps(pair(i)) + "\n" for i in range(12) if i + 1 != BAD]
+    (tmp_path / "others.jsonl").write_text("".join(others))
+    step = make(kind, "others", data="others.jsonl", batch_size=12, epochs=1, validation=[])
+    run(step)
+    wanted, (row,) = weights(step), rows(step)
+    break_a_row(monkeypatch, kind)
+    step = make(kind, "dropped", batch_size=12, epochs=1, validation=[], bad_rows="drop")
+    summary = run(step)
+    (found,) = rows(step)
+    assert (summary["dropped_rows"], found["dropped_rows"], row["dropped_rows"]) == (1, 1, 0)
+    for name in ("loss", "grad_norm", "accuracy", "margin", "tokens"):
+        assert found[name] == pytest.approx(row[name], rel=1e-5), name
+    assert all(torch.allclose(weights(step)[name], wanted[name], atol=1e-6) for name in wanted)
+
+
 def sides(folder: Path) -> list[tuple[list[int], list[int], list[int]]]:
     """Prompt, chosen, rejected as ids of the `tulu` template, worked out here."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)

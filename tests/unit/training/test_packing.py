@@ -95,7 +95,7 @@ def assert_exact(model: LogprobModel, way: str, rounding: float = 1e-10) -> None
     wanted, gradients = values_and_gradients(model)
     assert choose_packing(model, way, "no", "it")[0] == way  # type: ignore[arg-type]
     ours, got = values_and_gradients(model)
-    assert (ours - wanted).abs().max() < 1e-12
+    assert (ours - wanted).abs().max() < rounding
     assert wanted.abs().max() > 0.5
     assert gradients.keys() == got.keys()
     for name, gradient in gradients.items():
@@ -104,7 +104,7 @@ def assert_exact(model: LogprobModel, way: str, rounding: float = 1e-10) -> None
 
 def rounding_of(name: str) -> float:
     """Gemma's norms and soft caps are in float32 whatever the model is."""
-    return 1e-6 if name.startswith("gemma") else 1e-10
+    return 1e-5 if name.startswith("gemma") else 1e-10
 
 
 @pytest.mark.parametrize("name", VARLEN)
