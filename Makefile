@@ -5,8 +5,9 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
 # threads that wait sleep: spinning ones make everything slower as soon as the cores are shared
 export OMP_WAIT_POLICY := PASSIVE
-# the fast tests use two cores, a file at a time; those with a real server want the machine for themselves
-FAST := tests/unit tests/adversarial -n 2 --dist loadfile
+# two at a time, a file to each: what starts a server or a training process keeps about one core busy
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+FAST := tests/unit tests/adversarial $(TWO)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test unit check clean
@@ -25,7 +26,7 @@ unit: setup  ## the fast tests
 
 test: setup  ## all tests, the real rollout server included
 	@$(BIN)/python -m pytest $(FAST)
-	@$(BIN)/python -m pytest tests/integration
+	@$(BIN)/python -m pytest tests/integration $(TWO)
 
 check: setup  ## style, types and the rules between rooms
 	@$(BIN)/ruff format --check .

@@ -228,6 +228,7 @@ def _truncated(rig: Rig, rng: random.Random) -> float:
 def _killed_in_push(step: str) -> Inject:
     def inject(rig: Rig, rng: random.Random) -> float:
         when: list[float] = []
+        timers: list[threading.Timer] = []
 
         def kill(pid: int) -> None:
             when.append(time.monotonic())
@@ -237,11 +238,13 @@ def _killed_in_push(step: str) -> Inject:
         def arm(_: Any) -> None:
             pid = victim(rig.server, rng.choice(["engine", "api server"]))
             wait = rng.uniform(0.0, 0.03)
-            timer = threading.Timer(wait, kill, [pid])
-            timer.start()
+            timers.append(threading.Timer(wait, kill, [pid]))
+            timers[-1].start()
 
         with before_call(STEPS[step], arm):
             _, error = _push_beside(rig)
+        for timer in timers:
+            timer.join()  # a quick push may be over before it strikes
         assert not error, f"the push was not done again: {error}"
         return when[0]
 
