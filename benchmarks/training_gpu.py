@@ -102,10 +102,10 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
     print(choose_packing(model, "varlen", "bf16", "the model")[1], file=sys.stderr)
     model.liger = choose_liger("auto", accelerator.device)
     if options.gradient_checkpointing:
-        model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model.wrapped.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     settings = TrainingSettings(learning_rate=1e-5, optimizer=options.optimizer)
     optimizer, rate = make_optimizer(model, settings, options.steps)
-    flops_of = model.causal_lm
+    flops_of = model.wrapped
     model, optimizer = accelerator.prepare(model, optimizer)
     rows = packed_rows(options.rows, SHAPE["vocab_size"])
     total = sum(sum(row) for row in rows)

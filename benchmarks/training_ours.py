@@ -127,9 +127,7 @@ def bare_run(recipe: Path, packed: bool) -> dict[str, Any]:
             )
         else:
             labels = ids.masked_fill(mask == 0, -100)
-            loss = model.causal_lm(
-                input_ids=ids, attention_mask=attention, labels=labels, use_cache=False
-            ).loss
+            loss = model.wrapped(input_ids=ids, attention_mask=attention, labels=labels, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -262,7 +262,7 @@ def _tokens(probe: _Probe) -> Iterator[Trial]:
 
 
 def _adapters(probe: _Probe) -> Iterator[Trial]:
-    if hasattr(probe.case.model.causal_lm, "peft_config"):
+    if hasattr(probe.case.model.wrapped, "peft_config"):
         with without_adapters(probe.case.model) as bare:
             left = probe.left(probe.under(bare))
         yield Trial(

@@ -161,7 +161,7 @@ def has_rope(model: LogprobModel) -> bool:
 @contextmanager
 def without_adapters(model: LogprobModel) -> Iterator[LogprobModel]:
     """The model as it is with its LoRA adapters off."""
-    inner: Any = model.causal_lm
+    inner: Any = model.wrapped
     with inner.disable_adapter():
         yield model
 

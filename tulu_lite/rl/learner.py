@@ -16,13 +16,6 @@ from torch import Tensor, nn
 
 from ..datasets.batching import pack_by_length
 from ..errors import TuluLiteError
-from ..objectives.advantages import (
-    generalised_advantages,
-    group_advantages,
-    moments,
-    normalised,
-    token_rewards,
-)
 from ..objectives.kl import kl_estimate, kl_loss
 from ..objectives.policy import (
     Surrogate,
@@ -32,13 +25,13 @@ from ..objectives.policy import (
     gspo_surrogate,
     mismatch_weights,
 )
-from ..objectives.value import explained_variance
 from ..recipe import RlvrStage
 from ..records import RolloutGroup
 from ..training.logprobs import token_logprobs, token_logprobs_and_entropy
 from ..training.optim import NotFinite, accumulating, backward, finish_update
 from ..training.packing import Packing, micro_batches
 from ..training.policy_batch import Answered, collate, fixed_rows, keep_rows
+from .credit import set_advantages
 from .critic import Critic
 from .figures import UpdateSums, update_figures
 from .reference import Reference
@@ -88,7 +81,7 @@ class Learner:
         self._check_scored(items, step)
         sums = UpdateSums()
         self._fix(items)
-        figures = self._set_advantages(items)
+        figures = set_advantages(items, self.stage, self._total)
         for epoch in range(self.stage.epochs_per_batch):
             for part, share in enumerate(self._shares(items, step, epoch)):
                 check = fresh and epoch == part == 0
@@ -150,73 +143,6 @@ class Learner:
             temperature=self.stage.sampling.temperature,
             mask=mask,
         )
-
-    def _penalty(self, item: Answered) -> Tensor:
-        """[its response tokens]: beta times the KL estimate, where it is taken off the reward; else 0. The policy's
-        log-probabilities are those it was sampled with, or the trainer's where these are at hand."""
-        if self.reference is None or self.stage.kl_in != "reward":
-            return torch.zeros(len(item.rollout.token_ids))
-        policy = item.fixed.get("trainer", torch.tensor(item.rollout.logprobs))
-        estimate = kl_estimate(policy, item.fixed["reference"], self.stage.kl_estimator)
-        return self.stage.kl_coefficient * estimate
-
-    # Advantages
-
-    def _set_advantages(self, items: Sequence[Answered]) -> dict[str, float]:
-        """Give each response its advantage, or with a value model each of its tokens. All processes call it."""
-        figures = self._by_values(items) if self.critic is not None else self._by_groups(items)
-        if self.stage.whitens:
-            self._whiten(items)
-        return figures
-
-    def _by_groups(self, items: Sequence[Answered]) -> dict[str, float]:
-        places = sorted({item.place for item in items})
-        row = {place: number for number, place in enumerate(places)}
-        rewards = torch.full((len(places), self.stage.samples_per_prompt), math.nan, dtype=torch.float64)
-        for item in items:
-            rewards[row[item.place], item.sample] = item.reward - float(self._penalty(item).double().sum())
-        kind = self.stage.advantage
-        assert kind != "gae"
-        advantages = group_advantages(rewards, kind).float()  # [P, G]
-        for item in items:
-            item.advantage = float(advantages[row[item.place], item.sample])
-        return {}
-
-    def _by_values(self, items: Sequence[Answered]) -> dict[str, float]:
-        settings = self.stage.critic
-        assert settings is not None
-        values = _padded([item.fixed["value"] for item in items])  # [B, T] of response tokens alone
-        mask = _padded([torch.ones(len(item.rollout.token_ids)) for item in items])
-        penalties = _padded([self._penalty(item) for item in items])
-        rewards = token_rewards(torch.tensor([item.reward for item in items]), mask, penalties)
-        advantages, returns = generalised_advantages(
-            rewards, values, mask, settings.gamma, settings.gae_lambda
-        )
-        for row, item in enumerate(items):
-            tokens = len(item.rollout.token_ids)
-            item.fixed |= {"advantage": advantages[row, :tokens], "return": returns[row, :tokens]}
-            item.advantage = float(advantages[row, :tokens].mean())
-        sums = torch.cat([moments(returns, mask), moments(returns - values, mask)])
-        total = torch.tensor(self._total(sums.tolist()), dtype=torch.float64)
-        return {"value_explained_variance": float(explained_variance(total[:3], total[3:]))}
-
-    def _whiten(self, items: Sequence[Answered]) -> None:
-        """Over all tokens that teach, of all processes."""
-        sums = torch.zeros(3, dtype=torch.float64)
-        for item in items:
-            if item.teaches:
-                values = self._token_advantages(item)
-                sums += moments(values, torch.ones_like(values))
-        total = torch.tensor(self._total(sums.tolist()), dtype=torch.float64)
-        for item in items:
-            if self.critic is not None:
-                item.fixed["advantage"] = normalised(item.fixed["advantage"], total)
-            item.advantage = float(normalised(torch.tensor([item.advantage]), total))
-
-    def _token_advantages(self, item: Answered) -> Tensor:
-        if self.critic is not None:
-            return item.fixed["advantage"]
-        return torch.full((len(item.rollout.token_ids),), item.advantage)
 
     # Optimiser steps
 
@@ -400,8 +326,3 @@ class Learner:
         """Sums over all processes."""
         own = torch.tensor(values, dtype=torch.float64).to(self.device)
         return self.accelerator.reduce(own, "sum").tolist()
-
-
-def _padded(rows: Sequence[Tensor]) -> Tensor:
-    """[B, T] of rows of different lengths, with zeros on the right; [0, 1] of none."""
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True) if rows else torch.zeros(0, 1)

@@ -129,8 +129,13 @@ def end_group(group: int, grace_s: float) -> None:
         time.sleep(0.02)
     reap()
     for path in leaks:
-        if not path.parent.name.startswith(PREFIX):  # folders of pushed weights outlive an engine
+        if not is_ours(path):  # pushed weights and adapters outlive an engine that has just read them
             path.unlink(missing_ok=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file lies in a private folder of ours, at any depth."""
+    return any(part.startswith(PREFIX) for part in path.parent.parts)
 
 
 def _signal_each(pids: list[int], number: signal.Signals) -> None:

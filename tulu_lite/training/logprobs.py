@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import TuluLiteError
 from .head import Scaling, chunk_rows, is_one_matrix, logit_dtype, through, tiled_logprobs, tiled_sum
 from .packing import Packing, packed_row, segments_of
+from .wrapper import Wrapper
 
 Entropy = Literal["none", "measured", "trained"]
 
@@ -23,37 +24,15 @@ LEAST_CHUNK_ELEMENTS = (
 )  # 16 MiB of float32 logits: below it, cutting a batch in chunks only costs time
 
 
-class LogprobModel(nn.Module):
+class LogprobModel(Wrapper):
     """A causal language model whose forward pass gives log-probabilities instead of logits.
 
-    Being a module, it is what DDP, FSDP or DeepSpeed wraps, so that their forward hooks run. `causal_lm` is the
-    transformers model, or the PeftModel around it. packing: how rows of several lengths go through it (see
-    training.packing); the result is the same. liger: sums of log-probabilities by Liger's kernel.
+    liger: sums of log-probabilities by Liger's kernel.
     """
 
     def __init__(self, causal_lm: nn.Module, packing: Packing = "bucket", liger: bool = False) -> None:
-        super().__init__()
-        self.causal_lm, self.packing, self.liger = causal_lm, packing, liger
-
-    @property
-    def wrapped(self) -> nn.Module:
-        """The transformers model or PeftModel, as `unwrapped` finds it."""
-        return self.causal_lm
-
-    @property
-    def base(self) -> Any:
-        """The transformers model, adapters (if any) inside."""
-        model: Any = self.causal_lm
-        return model.get_base_model() if hasattr(model, "peft_config") else model
-
-    @property
-    def config(self) -> Any:
-        return self.base.config
-
-    @property
-    def _no_split_modules(self) -> Any:
-        """The layers that accelerate's FSDP wraps one by one."""
-        return self.base._no_split_modules
+        super().__init__(causal_lm, packing)
+        self.liger = liger
 
     def forward(
         self,

@@ -20,41 +20,13 @@ from ..recipe.training import LoraSettings
 from .head import logit_dtype
 from .logprobs import hidden_at
 from .model import without_dropout
-from .packing import Packing
+from .wrapper import Wrapper
 
 HEAD = "score"  # what transformers calls the linear layer over the last hidden states of a decoder
 
 
-class ScalarModel(nn.Module):
-    """A transformers sequence-classification model with one label, whose forward pass gives every token's number.
-
-    Being a module, it is what DDP, FSDP or DeepSpeed wraps. `classifier` is the transformers model, or the PeftModel
-    around it. packing: as LogprobModel's.
-    """
-
-    def __init__(self, classifier: nn.Module, packing: Packing = "bucket") -> None:
-        super().__init__()
-        self.classifier, self.packing = classifier, packing
-
-    @property
-    def wrapped(self) -> nn.Module:
-        """The transformers model or PeftModel, as `unwrapped` finds it."""
-        return self.classifier
-
-    @property
-    def base(self) -> Any:
-        """The transformers model, adapters (if any) inside."""
-        model: Any = self.classifier
-        return model.get_base_model() if hasattr(model, "peft_config") else model
-
-    @property
-    def config(self) -> Any:
-        return self.base.config
-
-    @property
-    def _no_split_modules(self) -> Any:
-        """The layers that accelerate's FSDP wraps one by one."""
-        return self.base._no_split_modules
+class ScalarModel(Wrapper):
+    """A transformers sequence-classification model with one label, whose forward pass gives every token's number."""
 
     def forward(self, ids: Tensor, attention: Tensor | None = None) -> Tensor:
         """[B, T], float32 (float64 of a float64 model): the number at each token, which depends on those up to it.

@@ -117,7 +117,7 @@ def test_any_micro_batches_make_the_same_update(
 
 def plain_logprobs(model: Any, rollout: Rollout, prompt: Prompt) -> torch.Tensor:
     ids = torch.tensor([[*prompt.token_ids, *rollout.token_ids]])
-    logits = model.causal_lm(input_ids=ids).logits[0, len(prompt.token_ids) - 1 : -1]
+    logits = model.wrapped(input_ids=ids).logits[0, len(prompt.token_ids) - 1 : -1]
     return logits.log_softmax(-1).gather(-1, torch.tensor(rollout.token_ids)[:, None]).squeeze(-1)
 
 

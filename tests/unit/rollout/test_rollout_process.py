@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,24 @@ def test_end_group_kills_what_ignores_sigterm_and_removes_its_shared_memory():
     assert leader.returncode == -signal.SIGKILL
     assert not group_members(leader.pid)
     assert not name.exists()
+
+
+def test_end_group_leaves_pushed_files_that_were_being_read():
+    """An engine that dies with an adapter's file mapped must find it again when it is started anew."""
+    folder = private_folder(Path("/dev/shm"))
+    file = folder / "adapter-seed-1-31" / "adapter_model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"x" * 10)
+    code = f"import time\nf = open({str(file)!r})\nprint('up', flush=True)\ntime.sleep(60)"
+    leader = python(code, start_new_session=True, stdout=subprocess.PIPE)
+    try:
+        assert leader.stdout.readline() == b"up\n"
+        assert shared_memory_of(group_members(leader.pid)) == {file}
+        end_group(leader.pid, grace_s=0)
+        leader.wait(5)
+        assert file.exists()
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_sweep_takes_folders_of_dead_owners_only(tmp_path):

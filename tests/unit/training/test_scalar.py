@@ -107,7 +107,7 @@ def test_a_fresh_head_is_zero_or_of_the_published_size(llama_folder: Folder) -> 
 def test_under_lora_adapters_and_head_are_trained_and_saved(tmp_path: Path, llama_folder: Folder) -> None:
     model = stirred(llama_folder(), lora=LoraSettings(rank=2))
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert [name for name in trained if "lora_" not in name] == ["classifier.base_model.model.score.weight"]
+    assert [name for name in trained if "lora_" not in name] == ["wrapped.base_model.model.score.weight"]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     model(IDS).sum().backward()
     optimizer.step()
@@ -132,7 +132,7 @@ def test_other_architectures(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=32, num_labels=1)
     GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
     model = load_scalar_model(tmp_path, "cpu")
-    assert unwrapped(torch.nn.Sequential(model)[0]) is model.classifier
+    assert unwrapped(torch.nn.Sequential(model)[0]) is model.wrapped
     assert model(IDS).shape == (2, 5) and model(IDS).abs().min() > 0
 
 

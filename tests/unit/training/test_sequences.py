@@ -40,7 +40,7 @@ def test_scores_are_those_of_each_sequence_alone(llama_folder: Callable[..., Pat
     done: list[int] = []
     scores = scored_by_all(model, score, BothSides(PAIRS), max_tokens, done.append)
     assert (model.training, done[-1]) == (True, 4)
-    alone = LogprobModel(model.causal_lm).eval()
+    alone = LogprobModel(model.wrapped).eval()
     for (prompt, response), value in zip(BothSides(PAIRS), scores.tolist(), strict=True):
         ids = torch.tensor([[*prompt, *response]])
         with torch.no_grad():
