@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..training.logprobs import LogprobModel
+from ..training.model import adapters_off
 from .figures import Array, Gap, Limits, gap_of, growth
 from .trainer import (
     Said,
@@ -31,7 +32,6 @@ from .trainer import (
     trainer_logprobs,
     with_attention,
     with_rope,
-    without_adapters,
 )
 
 EXPLAINED = 0.25  # of the gap, or less, is left under the true supposition
@@ -263,7 +263,7 @@ def _tokens(probe: _Probe) -> Iterator[Trial]:
 
 def _adapters(probe: _Probe) -> Iterator[Trial]:
     if hasattr(probe.case.model.wrapped, "peft_config"):
-        with without_adapters(probe.case.model) as bare:
+        with adapters_off(probe.case.model) as bare:
             left = probe.left(probe.under(bare))
         yield Trial(
             "LoRA not applied", "no adapters", left, "the server samples without the trainer's adapters",

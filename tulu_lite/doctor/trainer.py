@@ -159,14 +159,6 @@ def has_rope(model: LogprobModel) -> bool:
 
 
 @contextmanager
-def without_adapters(model: LogprobModel) -> Iterator[LogprobModel]:
-    """The model as it is with its LoRA adapters off."""
-    inner: Any = model.wrapped
-    with inner.disable_adapter():
-        yield model
-
-
-@contextmanager
 def with_attention(model: LogprobModel, implementation: str) -> Iterator[LogprobModel]:
     """The model with other attention kernels (eager: plain matrix products)."""
     config = model.config

@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..datasets.batching import pack_by_length
 from ..errors import TuluLiteError
 from ..objectives.kl import kl_estimate, kl_loss
 from ..objectives.policy import (
@@ -29,7 +28,7 @@ from ..recipe import RlvrStage
 from ..records import RolloutGroup
 from ..training.logprobs import token_logprobs, token_logprobs_and_entropy
 from ..training.optim import NotFinite, accumulating, backward, finish_update
-from ..training.packing import Packing, micro_batches
+from ..training.packing import Packing, micro_batches_of
 from ..training.policy_batch import Answered, collate, fixed_rows, keep_rows
 from .credit import set_advantages
 from .critic import Critic
@@ -317,7 +316,7 @@ class Learner:
         """As many on every process (empty ones at the end), and at least one: engines that gather weights in the forward
         pass would wait for each other for ever otherwise."""
         lengths, most = [item.tokens for item in items], self.stage.micro_batch_tokens
-        packed = pack_by_length(lengths, most) if self.packing == "bucket" else micro_batches(lengths, most)
+        packed = micro_batches_of(self.packing, lengths, most)
         batches = [[items[i] for i in indices] for indices in packed]
         counts = self.accelerator.gather(torch.tensor([len(batches)], device=self.device))
         return batches + [[] for _ in range(max(1, int(counts.max())) - len(batches))]

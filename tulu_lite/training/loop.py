@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import DistributedType
 
-from ..datasets.batching import pack_by_length
 from .accelerator import make_accelerator
 from .checkpoint import export_model, load_latest, load_weights
 from .culprits import loss_not_finite, named_rows, rows_not_finite
@@ -17,7 +16,7 @@ from .figures import ModelFlops, peak_flops, peak_memory_gb
 from .logprobs import LogprobModel
 from .model import compile_layers, load_model
 from .optim import accumulating, backward, finish_update, make_optimizer
-from .packing import micro_batches
+from .packing import micro_batches_of
 from .proof import choose_liger, choose_packing
 from .saver import BEST, Saver
 
@@ -82,11 +81,6 @@ class Training:
         self.ctx.progress(step, self.updates)
         return step
 
-    def micro_batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Indices of the items of each forward pass, of at most micro_batch_tokens as the packing counts them."""
-        most = self.stage.micro_batch_tokens
-        return pack_by_length(lengths, most) if self.packing == "bucket" else micro_batches(lengths, most)
-
     def update(
         self,
         step: int,
@@ -126,7 +120,9 @@ class Training:
     def _add_gradients(self, batch: Sequence[Any], lengths: Sequence[int], loss_of: LossOf) -> float:
         """The step's loss, summed over micro-batches and processes, its gradient added to what is there."""
         own = range(self.accelerator.process_index, len(batch), self.accelerator.num_processes)
-        parts = [[own[i] for i in indices] for indices in self.micro_batches([lengths[i] for i in own])]
+        most = self.stage.micro_batch_tokens
+        split = micro_batches_of(self.packing, [lengths[i] for i in own], most)
+        parts = [[own[i] for i in indices] for indices in split]
         self._lengths = lengths
         self._computed = sum(self._size([lengths[i] for i in indices]) for indices in parts)
         counts = self.accelerator.gather(torch.tensor([len(parts)], device=self.device))

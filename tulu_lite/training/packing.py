@@ -26,6 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ..datasets.batching import pack_by_length
 from ..errors import TuluLiteError
 
 Packing = Literal["bucket", "varlen", "block"]
@@ -164,6 +165,13 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
             full.append([index])
             filled = lengths[index]
     return full
+
+
+def micro_batches_of(packing: Packing, lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of the items of each forward pass, of at most max_tokens as the packing counts them: padding included where
+    rows are padded."""
+    split = pack_by_length if packing == "bucket" else micro_batches
+    return split(lengths, max_tokens)
 
 
 def compiled_around() -> None:

@@ -51,6 +51,8 @@ def learner_of(
             learner.reference = reference
         if stage.critic is not None:
             learner.critic = Critic(str(tiny), stage, accelerator, 8, packing=packing)
+            assert learner.critic.model.packing == packing
+        assert getattr(reference.frozen, "packing", None) == packing == request.param
         return learner
 
     return make
