@@ -89,7 +89,6 @@ def main() -> None:
         told |= {"largest": max(sizes), "all": sum(sizes)}
     (folder / f"{engine}-{rank}.json").write_text(json.dumps(told))
     dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

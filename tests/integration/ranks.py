@@ -53,7 +53,11 @@ def _last_words(told) -> str:  # type: ignore[no-untyped-def]
 
 
 def leave() -> None:
-    """End a rank's process at once, as a stage does: with DDP and gloo python's own clearing up may wait for ever."""
+    """End a rank's process at once, as a stage does: with DDP and gloo python's own clearing up may wait for ever.
+
+    The group must not be destroyed before: DDP's reducer would then be the last to hold it, and wait for gloo's thread,
+    which waits for the interpreter, when the model is freed.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

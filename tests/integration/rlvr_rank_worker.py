@@ -105,7 +105,7 @@ def main() -> None:
     for engine in engines:
         for objective in OBJECTIVES:
             run(accelerator, folder, out, engine, objective)
-    accelerator.end_training()
+    accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def main() -> None:
     accelerator = make_accelerator(AccelerateSettings(device="cpu", threads=1), seed=0)
     for engine in engines:
         run(accelerator, folder, out, engine, tokenizer)
-    accelerator.end_training()
+    accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":
