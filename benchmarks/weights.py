@@ -209,7 +209,7 @@ def note(part: str, found: Any) -> None:
 def as_text(data: dict[str, Any]) -> str:
     lines = ["# Weight updates", "", "", ""]
     machine = data["machine"]
-    lines[2] = f"Measured on {machine['cores']} cores without a GPU, at a load of {machine['load_average']}."
+    lines[2] = f"Measured on {machine['cores']} cores without a GPU, torch {machine['torch']}."
     if "speed" in data:
         lines += [
             "| parameters | push | copied through shared memory | ratio | copied memory to memory | ratio |",
