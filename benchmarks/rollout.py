@@ -132,8 +132,8 @@ def online(client: RolloutClient, vocabulary: int, ending: int) -> dict[str, Any
     return told
 
 
-def adapters(client: RolloutClient, model: Path, vocabulary: int) -> dict[str, float]:
-    """Two seeds' adapters on one server, 16 responses each: tokens/s one after the other, and at the same time."""
+def adapters(client: RolloutClient, model: Path, vocabulary: int) -> dict[str, dict[str, float]]:
+    """Two seeds' adapters on one server, by responses each: tokens/s one after the other, and at the same time."""
     import torch
     from peft import LoraConfig, get_peft_model
     from peft.utils import get_peft_model_state_dict
@@ -145,7 +145,11 @@ def adapters(client: RolloutClient, model: Path, vocabulary: int) -> dict[str, f
         adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
         tensors = get_peft_model_state_dict(adapted)
         push_adapter(client, tensors.items(), adapted.peft_config["default"].to_dict(), f"seed-{seed}", 1)
-    prompts, sampling = prompts_of(4, vocabulary), Sampling(4, 1.0, 128, 1, for_training=True)
+    return {str(4 * prompts): _shared(client, prompts_of(prompts, vocabulary)) for prompts in (1, 2, 4, 16)}
+
+
+def _shared(client: RolloutClient, prompts: list[Prompt]) -> dict[str, float]:
+    sampling = Sampling(4, 1.0, 128, 1, for_training=True)
     bound = [client.with_adapter(f"seed-{seed}") for seed in (1, 2)]
 
     def in_turn() -> list[Any]:
@@ -241,12 +245,14 @@ def table(result: dict[str, Any]) -> str:
             f"| {name}: client over HTTP / vLLM's own LLM.generate | {case['client']:.0f} / {case['offline']:.0f} "
             f"tokens/s = {case['ratio']:.2f} |"
         )
-    lora, turn = result["adapters"], result["turns"]
+    turn = result["turns"]
     rows += [
         f"| from start to ready | {result['ready_s']:.1f} s (with adapters {result['ready_with_adapters_s']:.1f} s) |",
-        f"| two adapters at once / one after the other, 16 responses each | {lora['together']:.0f} / {lora['in_turn']:.0f} "
-        f"tokens/s = {lora['ratio']:.2f} |",
-        f"| the model alone on the same server, 16 responses | {lora['model_alone']:.0f} tokens/s |",
+        *(
+            f"| two adapters at once / one after the other, {responses} responses each (the model alone) | "
+            f"{lora['together']:.0f} / {lora['in_turn']:.0f} tokens/s = {lora['ratio']:.2f} ({lora['model_alone']:.0f}) |"
+            for responses, lora in result["adapters"].items()
+        ),
         f"| full weights in turns: server busy, each trainer busy | {turn['server_busy']:.0%}, {turn['trainers_busy']:.0%} |",
     ]
     return "\n".join(rows)

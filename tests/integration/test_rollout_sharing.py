@@ -146,6 +146,27 @@ def test_new_versions_while_responses_of_the_old_one_are_under_way(lora_client, 
     assert max(gap(second, group) for group in after) < 1e-4
 
 
+def test_a_version_pushed_again_with_other_weights_is_the_newer_one(lora_client, tiny_dir):
+    """As after a run that went back to a checkpoint; prefixes cached under the former weights must not count."""
+    bound = lora_client.with_adapter("seed-1")
+    for seed in (1, 2):
+        model = adapted(tiny_dir, seed)
+        push(lora_client, model, "seed-1", 45)
+        groups = bound.generate(PROMPTS, SAMPLED)
+        assert versions(groups) == {45}
+        assert max(gap(model, group) for group in groups) < 1e-4
+
+
+def test_an_adapter_is_read_once_not_at_every_step(lora_client, lora_server, tiny_dir):
+    push(lora_client, adapted(tiny_dir, 1), "seed-1", 46)
+    (folder,) = Path(lora_server.state.push_dir).glob("adapter-seed-1@46-*")
+    folder.rename(folder.with_name("away"))
+    try:
+        assert versions(lora_client.with_adapter("seed-1").generate(PROMPTS, SAMPLED)) == {46}
+    finally:
+        folder.with_name("away").rename(folder)
+
+
 def test_what_cannot_be_an_adapter_is_told(lora_client, client, tiny_dir):
     with pytest.raises(TuluLiteError, match=r"of rank 8 at most, and one of rank 16"):
         push(lora_client, adapted(tiny_dir, 1, rank=16), "seed-1", 50)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -58,9 +59,8 @@ def push_adapter(
     for member in client.living():
         state = member.wait_ready()
         _check_room(member, state, rank)
-        folder = Path(state.push_dir) / f"adapter-{name}-{version}"
-        shutil.rmtree(folder, ignore_errors=True)  # left by a push of the same version that failed
-        folder.mkdir(parents=True)
+        # A path of its own for every push: the server keeps caches by it, and may read the last one's files meanwhile.
+        folder = Path(tempfile.mkdtemp(prefix=_files_of(name) + f"{version}-", dir=state.push_dir))
         write_safetensors(folder / "adapter_model.safetensors", tensors)
         write_json(folder / "adapter_config.json", _plain(config))
         _load(member, name, version, folder)
@@ -77,7 +77,7 @@ def drop_adapter(client: RolloutClient, name: str) -> None:
         forget_adapter(member.folder, name)
         if held is not None:
             _unload(member.control(), held)
-            for folder in Path(held.folder).parent.glob(f"adapter-{name}-*"):
+            for folder in Path(held.folder).parent.glob(_files_of(name) + "*"):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -117,10 +117,14 @@ def _await_new_life(member: Member, state: ServerState, reason: str) -> None:
         time.sleep(0.05)
 
 
+def _files_of(name: str) -> str:
+    """What the folders of an adapter's files are called, up to the version. No name has an @: "a" is not "a-1"."""
+    return f"adapter-{name}@"
+
+
 def _unload(control: Control, adapter: Adapter) -> None:
-    """Take an old version's name away. Its weights leave the engine when room is needed."""
     try:
-        control.send("POST", "/v1/unload_lora_adapter", {"lora_name": adapter.served_name})
+        control.unload_adapter(adapter.served_name)
     except (NoAnswer, Refused):
         return  # a server that restarted does not know it, and one that died will not
 
@@ -148,7 +152,9 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 def _remove_old(newest: Path, name: str) -> None:
     """Remove all but the last versions' files."""
     ages = sorted(
-        (path.stat().st_mtime_ns, path) for path in newest.parent.glob(f"adapter-{name}-*") if path != newest
+        (path.stat().st_mtime_ns, path)
+        for path in newest.parent.glob(_files_of(name) + "*")
+        if path != newest
     )
     for _, path in ages[: len(ages) - (KEPT_VERSIONS - 1)]:
         shutil.rmtree(path, ignore_errors=True)

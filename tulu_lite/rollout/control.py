@@ -119,9 +119,27 @@ class Control:
         return int(self.call("GET", "/weight_info")["weight_version"])
 
     def load_adapter(self, name: str, folder: str) -> None:
-        """Have the server read a LoRA adapter's files; again, if it did. Raises NoAnswer or Refused."""
-        body = {"lora_name": name, "lora_path": folder, "load_inplace": True}
-        self.send("POST", "/v1/load_lora_adapter", body)
+        """Have the server read a LoRA adapter's files; again, if it did. Raises NoAnswer or Refused.
+
+        Not by vLLM's `load_inplace`: every step that has a request for such an adapter reads its files again.
+        """
+        body = {"lora_name": name, "lora_path": folder}
+        try:
+            self.send("POST", "/v1/load_lora_adapter", body)
+        except Refused as error:
+            if error.status != 400:
+                raise
+            self.unload_adapter(name)
+            self.send("POST", "/v1/load_lora_adapter", body)
+
+    def unload_adapter(self, name: str) -> None:
+        """Take an adapter's name away; its weights leave the engine when room is needed. None of that name is no
+        fault."""
+        try:
+            self.send("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        except Refused as error:
+            if error.status != 404:
+                raise
 
     def load(self, files: Sequence[str], digest: str | None, version: int, mode: str) -> dict[str, Any]:
         """Replace the server's weights by those of safetensors files that it reads itself.

@@ -79,7 +79,7 @@ def test_end_group_kills_what_ignores_sigterm_and_removes_its_shared_memory():
 def test_end_group_leaves_pushed_files_that_were_being_read():
     """An engine that dies with an adapter's file mapped must find it again when it is started anew."""
     folder = private_folder(Path("/dev/shm"))
-    file = folder / "adapter-seed-1-31" / "adapter_model.safetensors"
+    file = folder / "adapter-seed-1@31-x" / "adapter_model.safetensors"
     file.parent.mkdir()
     file.write_bytes(b"x" * 10)
     code = f"import time\nf = open({str(file)!r})\nprint('up', flush=True)\ntime.sleep(60)"
