@@ -108,6 +108,33 @@ def test_killed_mid_generation_gives_the_samples_of_an_unbroken_run(client, roll
     assert not any(is_alive(pid) for pid in before)
 
 
+def test_an_owner_that_waits_for_an_answer_sees_the_server_die_meanwhile(client, rollout_server, tiny_dir):
+    """After a push the owner asks for the version: of an engine that dies just then the answer may never come."""
+    from transformers import LlamaForCausalLM
+
+    generation, control = rollout_server.state.generation, rollout_server._current.control
+    over = threading.Event()
+
+    def version() -> int:
+        os.kill(engine_of(rollout_server), signal.SIGKILL)
+        over.wait(60)
+        return 0
+
+    control.version = version  # of this life of the server alone
+    model = LlamaForCausalLM.from_pretrained(tiny_dir)
+    started = time.monotonic()
+    push_weights(client, ((n, p * 1.02) for n, p in model.named_parameters()), 52)
+    try:
+        while rollout_server.state.generation == generation:
+            assert time.monotonic() - started < 15
+            time.sleep(0.05)
+        rollout_server.wait_ready()
+        assert rollout_server.state.weight_version == 52
+        assert client.generate(PROMPTS[:1], SAMPLED)[0].rollouts[0].weight_versions[0] == 52
+    finally:
+        over.set()
+
+
 def test_long_responses_in_every_place_are_not_taken_for_a_hang(client, rollout_server):
     generation = rollout_server.state.generation
     client.generate(PROMPTS[:16], Sampling(4, 1.0, 480, 1))  # 64 at once, without an answer for seconds

@@ -61,8 +61,12 @@ def push_adapter(
         _check_room(member, state, rank)
         # A path of its own for every push: the server keeps caches by it, and may read the last one's files meanwhile.
         folder = Path(tempfile.mkdtemp(prefix=_files_of(name) + f"{version}-", dir=state.push_dir))
-        write_safetensors(folder / "adapter_model.safetensors", tensors)
-        write_json(folder / "adapter_config.json", _plain(config))
+        try:
+            write_safetensors(folder / "adapter_model.safetensors", tensors)
+            write_json(folder / "adapter_config.json", _plain(config))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # a full disk is no more full for it
+            raise
         _load(member, name, version, folder)
         _remove_old(folder, name)
     return time.monotonic() - started

@@ -15,7 +15,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import ServerError, TuluLiteError
 from ..files import write_json
@@ -28,7 +30,9 @@ from .state import update_until
 
 HEALTH_S = 1.0  # between looks at /health
 STOP_S = 10.0  # for the warden to end its group in good order
+ATTENDED_S = 0.1  # between looks at the server while a call to it is under way
 LOG_LINES = 15
+Answer = TypeVar("Answer")
 _NOISE = re.compile(
     r"nanobind: | - leaked | - \.\.\. skipped|See https://nanobind"
 )  # what libraries say at exit
@@ -83,6 +87,7 @@ class Generation:
                 env=self._environment(),
                 start_new_session=True,
             )
+        self._health: Health | None = None
         self._canary: Canary | None = None
         self._stopped = StoppedProcess(self.process.pid)
 
@@ -129,6 +134,7 @@ class Generation:
             self.control.canary(self.settings.canary_timeout_s)
         except ServerError as error:
             raise self._start_failed(f"did not answer its first request ({error})") from error
+        self._health = Health(self.control)
         return True
 
     def _start_failed(self, how: str) -> ServerError:
@@ -153,9 +159,27 @@ class Generation:
         """What is wrong with the server now, or None. Cheap: called several times a second."""
         if self.process.poll() is not None:
             return f"its process ended (exit code {self.process.returncode})"
+        found = (self._health.fault if self._health else None) or self._stopped.look()
         if self._canary is None:
-            return self._stopped.look()
-        return self._canary.fault or self._stopped.look() or abandoned_update(self._canary.folder)
+            return found
+        return found or self._canary.fault or abandoned_update(self._canary.folder)
+
+    def attended(self, call: Callable[[], Answer]) -> Answer:
+        """What a call to the server gives, for which its owner waits with an eye on the server: one that dies on the
+        way may leave the call without an end. Raises what the call does, or ServerError with the fault."""
+        done: Future[Answer] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(call())
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=run, name="rollout-call", daemon=True).start()
+        while not wait([done], ATTENDED_S).done:
+            if fault := self.fault():
+                raise ServerError(fault)
+        return done.result()
 
     def _log_text(self) -> str:
         with self.log.open("rb") as file:
@@ -171,8 +195,9 @@ class Generation:
 
         at_once: it failed, so nothing is gained by asking it to stop in good order, which takes seconds.
         """
-        if self._canary is not None:
-            self._canary.stop()
+        for watcher in (self._health, self._canary):
+            if watcher is not None:
+                watcher.stop()
         if self.process.poll() is None and not at_once:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -180,6 +205,36 @@ class Generation:
         end_group(self.process.pid, grace_s=0.0)
         self.process.wait(STOP_S)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Health:
+    """A thread that asks after an engine that died while its API server goes on: `fault` says so within seconds.
+
+    After its engine's death the API server closes its door at once, but ends only when every connection has been
+    closed: one that waits for a weight update never is.
+    """
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+        self.fault: str | None = None
+        self._stop = threading.Event()
+        threading.Thread(target=self._run, name="rollout-health", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        closed = 0
+        while not self._stop.wait(HEALTH_S) and self.fault is None:
+            try:
+                self.control.call("GET", "/health", timeout_s=30.0)
+                closed = 0
+            except Refused as error:
+                self.fault = f"its engine died ({error})"
+            except NoAnswer as error:
+                closed = 0 if error.timed_out else closed + 1  # too slow is for the canary to judge
+                if closed == 3:
+                    self.fault = "it takes no connections any more: its engine died"
 
 
 class Canary:
@@ -195,8 +250,6 @@ class Canary:
         self._stop.set()
 
     def _run(self) -> None:
-        health = threading.Thread(target=self._watch_health, name="rollout-health", daemon=True)
-        health.start()
         limit = self.settings.canary_timeout_s
         while not self._stop.wait(self.settings.canary_interval_s) and self.fault is None:
             if is_asleep(self.folder):
@@ -222,24 +275,6 @@ class Canary:
             return self.control.tokens_sampled(timeout_s=10.0)
         except (NoAnswer, Refused):
             return None
-
-    def _watch_health(self) -> None:
-        """An engine that died while its API server goes on shows here within seconds.
-
-        After its engine's death the API server closes its door at once, but ends only when every connection has
-        been closed: one that waits for a weight update never is.
-        """
-        closed = 0
-        while not self._stop.wait(HEALTH_S) and self.fault is None:
-            try:
-                self.control.call("GET", "/health", timeout_s=30.0)
-                closed = 0
-            except Refused as error:
-                self.fault = f"its engine died ({error})"
-            except NoAnswer as error:
-                closed = 0 if error.timed_out else closed + 1  # too slow is for the canary to judge
-                if closed == 3:
-                    self.fault = "it takes no connections any more: its engine died"
 
 
 def _told(log: str) -> str:

@@ -9,11 +9,13 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..errors import ServerError, TuluLiteError
 from ..recipe.server import ServerSettings
 from .adapter_state import forget_adapters, read_adapters
+from .control import Control
 from .generation import (
     Generation,
     PortTaken,
@@ -29,6 +31,7 @@ from .signs import forget_abandoned_update, forget_sleep
 from .state import (
     STATE_FILE,
     Phase,
+    Push,
     ServerState,
     UpdateHeld,
     forget_push,
@@ -216,16 +219,30 @@ class RolloutServer:
         try:
             with update_under_way(self.folder, wait_s=0.0, lasts_s=8 * self.settings.control_timeout_s):
                 push = read_push(self.folder) or push
-                if generation.control.version() != push.version:
-                    generation.control.load(
-                        push.files, push.digest, push.version, self.settings.weight_update
-                    )
+                generation.attended(partial(self._load, generation.control, push))
         except UpdateHeld:
             return None  # look again when it has ended
         except ServerError as error:
             return f"loading weight version {push.version} again failed: {error}"
         self._set("ready", weight_version=push.version)
         return None
+
+    def _load(self, control: Control, push: Push) -> None:
+        """Give a server the weights last pushed, unless it holds them."""
+        if control.version() != push.version:
+            control.load(push.files, push.digest, push.version, self.settings.weight_update)
+
+    def _fill(self, control: Control) -> tuple[int, int]:
+        """Give a new server what it should hold; returns its weight version, and the tokens it takes at most."""
+        version = self._base_version
+        control.set_version(version)
+        push = read_push(self.folder)
+        if push is not None and push.model == str(self._model):
+            control.load(push.files, push.digest, push.version, "wait")
+            version = push.version
+        for adapter in read_adapters(self.folder).values():
+            control.load_adapter(adapter.served_name, adapter.folder)
+        return version, control.max_model_len()
 
     def _again(self, generation: Generation, reason: str) -> Generation | None:
         """Replace a server that failed, within the budget."""
@@ -300,15 +317,7 @@ class RolloutServer:
                     raise
         forget_sleep(self.folder)
         forget_abandoned_update(self.folder)
-        version = self._base_version
-        generation.control.set_version(version)
-        push = read_push(self.folder)
-        if push is not None and push.model == str(self._model):
-            generation.control.load(push.files, push.digest, push.version, "wait")
-            version = push.version
-        for adapter in read_adapters(self.folder).values():
-            generation.control.load_adapter(adapter.served_name, adapter.folder)
-        longest = generation.control.max_model_len()
+        version, longest = generation.attended(partial(self._fill, generation.control))
         generation.watch(self.folder)
         self._set("ready", reason="", weight_version=version, max_model_len=longest)
         return generation

@@ -112,7 +112,7 @@ def test_masks_agree_with_transformers(make_chars: Make) -> None:
 turn_text = st.text(alphabet="ab \n.é", min_size=1, max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(turn_text, turn_text), min_size=1, max_size=3))
 def test_unmarked_templates_learn_the_same_tokens(chars: Any, turns: list[tuple[str, str]]) -> None:
     messages = []

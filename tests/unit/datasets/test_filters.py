@@ -63,7 +63,7 @@ def test_exact_duplicates_ignore_case_spaces_and_punctuation() -> None:
     assert seen.first("What is 2 + 2?", "f:4") == "f:1"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(60, 120), st.integers(0, 60))
 def test_minhash_estimates_the_jaccard_similarity(seed: int, length: int, changed: int) -> None:
     choice = random.Random(seed)
@@ -152,7 +152,7 @@ def naive(prompts: list[str], turn: str, n: int, overlap: float) -> bool:
 short_text = st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, max_size=12).map(" ".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(short_text, min_size=1, max_size=4),
     short_text,

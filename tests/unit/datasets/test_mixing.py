@@ -76,7 +76,7 @@ amounts = st.one_of(
 cases = st.lists(st.tuples(amounts, st.integers(1, 30)), min_size=1, max_size=5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     cases,
     st.one_of(st.none(), st.integers(1, 120)),
@@ -106,7 +106,7 @@ def test_parts_are_capped_and_even(case: Any, total: int | None, short: str, see
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(chosen, again, strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 5), st.integers(0, 3))
 def test_a_step_has_the_same_rows_on_any_number_of_ranks(n: int, batch: int, world: int, seed: int) -> None:
     (_, indices), *_ = mixed([source(count=n)], [40], mix(), seed)

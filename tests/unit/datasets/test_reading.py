@@ -53,7 +53,7 @@ def test_several_files_and_patterns(write: Write, tmp_path: Path) -> None:
             DataSource(path=path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.recursive(st.none() | st.integers() | st.floats(allow_nan=False) | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=8), max_size=6),
     st.integers(1, 9),

@@ -206,7 +206,7 @@ def without_tokens(text: str) -> str:
     return text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(OURS)), st.sampled_from(["byte-level", "metaspace"]), talks)
 def test_text_is_never_a_token_and_prompts_begin_their_conversations(name: str, kind: str, talk: Any) -> None:
     template = template_of(name, kind)

@@ -54,7 +54,7 @@ class Counting:
 numbers = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(numbers, numbers, st.integers(0, 3), st.integers(1, 10**12)), max_size=8),
     st.booleans(),

@@ -77,7 +77,7 @@ def test_slopes_by_hand(objective, options, slope) -> None:
 numbers = st.floats(-30, 30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(numbers, min_size=1, max_size=5), st.floats(0.01, 10), st.floats(0, 0.49))
 def test_the_robust_loss_is_unbiased_under_flipped_labels(values, beta, epsilon) -> None:
     """Its mean over labels that are wrong with probability epsilon is the loss of the right ones (arXiv:2403.00409)."""
@@ -88,7 +88,7 @@ def test_the_robust_loss_is_unbiased_under_flipped_labels(values, beta, epsilon)
     torch.testing.assert_close((1 - epsilon) * right + epsilon * wrong, clean, atol=1e-6, rtol=1e-8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(numbers, min_size=2, max_size=6), st.floats(0.01, 10))
 def test_what_holds_for_every_objective(values, beta) -> None:
     h = torch.tensor(sorted(values), dtype=torch.float64)
@@ -115,7 +115,7 @@ def test_reward_losses_by_hand() -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(numbers, numbers, numbers, st.floats(0, 5))
 def test_only_centring_sees_a_shift_of_all_rewards(chosen, rejected, shift, margin) -> None:
     def loss(c: float, r: float, centring: float = 0.0) -> float:

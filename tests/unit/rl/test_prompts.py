@@ -21,7 +21,7 @@ def ids(chosen: list[Prompt]) -> list[int]:
     return [int(prompt.id) for prompt in chosen]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 13), st.integers(1, 9), st.integers(0, 5))
 def test_each_epoch_is_a_permutation_of_all_prompts(n: int, count: int, seed: int) -> None:
     stream = PromptStream(prompts(n), seed)

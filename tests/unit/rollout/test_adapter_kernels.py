@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tulu_lite.rollout.adapter_kernels import add_low_rank, expand, expand_slice, matrices, shrink, whose
+from tulu_lite.rollout.adapter_kernels import add_products, batch_of, factors_of
 
 
 @pytest.fixture
@@ -15,27 +15,19 @@ def parts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(40, 64), torch.randn(3, 1, 8, 64), torch.randn(3, 1, 48, 8)
 
 
-def low_rank(x, a, b, indices, scale=1.0):
-    small = torch.zeros(len(x), 8)
-    shrink(x, a, small, indices, scale)
+def two_slices(x, a, b, indices, scale=1.0):
+    """To a [rows, 60] of ones: A and B in the first 48 columns, in the rest A and twice B's first rows."""
     out = torch.ones(len(x), 60)
-    expand_slice(small, b, out, indices, 10, 48)
-    return out
-
-
-def linear_layer(x, a, b, indices, scale=1.0):
-    """As low_rank, by the way of linear layers: two slices, of which the second is the first's twice."""
-    out = torch.ones(len(x), 60)
-    add_low_rank(out, x, matrices([a, a], [b, 2 * b[:, :, :12]]), whose(indices, len(x)), scale)
+    add_products(out, x, factors_of([a, a], [b, 2 * b[:, :, :12]]), batch_of(indices, len(x)), scale)
     return out
 
 
 @pytest.mark.parametrize("count", [1, 16, 40])
 @pytest.mark.parametrize("slots", [[0], [2], [0, 1, 2], [-1], [-1, 2]])
-def test_a_linear_layer_equals_the_formula_slice_by_slice(parts, slots, count):
+def test_equals_the_formula_slice_by_slice_and_leaves_tokens_without_an_adapter_alone(parts, slots, count):
     x, a, b = parts
     indices = torch.tensor([slots[i % len(slots)] for i in range(count)])
-    out = linear_layer(x[:count], a, b, indices, scale=2.0)
+    out = two_slices(x[:count], a, b, indices, scale=2.0)
     want = torch.ones(count, 60)
     for row, slot in enumerate(indices.tolist()):
         if slot >= 0:
@@ -44,51 +36,46 @@ def test_a_linear_layer_equals_the_formula_slice_by_slice(parts, slots, count):
     assert torch.allclose(out, want, atol=1e-4)
 
 
-def test_a_row_of_a_linear_layer_is_the_same_to_the_bit_whatever_else_is_in_the_batch(parts):
+def test_a_row_is_the_same_to_the_bit_whatever_else_is_in_the_batch(parts):
     x, a, b = parts
     mixed = torch.tensor([i % 3 for i in range(40)])
-    whole = linear_layer(x, a, b, mixed)
+    whole = two_slices(x, a, b, mixed)
     for count in (1, 2, 3, 5, 17):
-        assert torch.equal(linear_layer(x[:count], a, b, mixed[:count]), whole[:count])
+        assert torch.equal(two_slices(x[:count], a, b, mixed[:count]), whole[:count])
     for slot in range(3):  # and alone with its like
         own = mixed == slot
-        assert torch.equal(linear_layer(x[own], a, b, mixed[own]), whole[own])
+        assert torch.equal(two_slices(x[own], a, b, mixed[own]), whole[own])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+def test_an_adapter_that_diverged_harms_its_own_rows_alone(parts, bad):
+    x, a, b = parts
+    indices = torch.tensor([(0, 1, -1)[i % 3] for i in range(40)])
+    before = two_slices(x, a, b, indices)
+    a[1], b[1] = bad, bad
+    after = two_slices(x, a, b, indices)
+    assert torch.equal(after[indices != 1], before[indices != 1])
+    assert not after[indices == 1].isfinite().all()
 
 
 def test_what_is_loaded_into_a_slot_later_counts(parts):
     x, a, b = parts
-    held = matrices([a], [b])
+    held = factors_of([a], [b])
     a[1].zero_()
     out = torch.ones(40, 48)
-    add_low_rank(out, x, held, whose(torch.full((40,), 1), 40))
+    add_products(out, x, held, batch_of(torch.full((40,), 1), 40))
     assert torch.equal(out, torch.ones(40, 48))
 
 
-@pytest.mark.parametrize("slots", [[0], [2], [0, 1, 2], [-1], [-1, 2]])
-def test_equals_the_formula_and_leaves_tokens_without_an_adapter_alone(parts, slots):
-    x, a, b = parts
-    indices = torch.tensor([slots[i % len(slots)] for i in range(40)])
-    out = low_rank(x, a, b, indices, scale=2.0)
-    want = torch.ones(40, 60)
-    for row, slot in enumerate(indices.tolist()):
-        if slot >= 0:
-            want[row, 10:58] += 2.0 * x[row] @ a[slot, 0].T @ b[slot, 0].T
-    assert torch.allclose(out, want, atol=1e-4)
-
-
-def test_a_row_is_the_same_to_the_bit_whatever_else_is_in_the_batch(parts):
-    x, a, b = parts
-    indices = torch.tensor([i % 3 for i in range(40)])
-    whole = low_rank(x, a, b, indices)
-    for count in (1, 2, 3, 5, 17):
-        assert torch.equal(low_rank(x[:count], a, b, indices[:count]), whole[:count])
-
-
-def test_expand_takes_all_columns_that_both_have(parts):
+def test_one_matrix_alone_as_for_embeddings_and_only_the_columns_that_both_have(parts):
     x, _, b = parts
-    small = x[:, :8].contiguous()
-    out = torch.zeros(40, 40)
-    expand(small, b, out, torch.full((40,), 1))
+    small, out = x[:, :8], torch.zeros(40, 40)
+    add_products(out, small, factors_of([b]), batch_of(torch.full((40,), 1), 40))
     assert torch.allclose(out, (small @ b[1, 0].T)[:, :40], atol=1e-5)
-    expand(small, b, out, torch.full((40,), 1), add_inputs=False)
-    assert torch.allclose(out, (small @ b[1, 0].T)[:, :40], atol=1e-5)
+
+
+def test_rows_beyond_the_tokens_are_nobodys(parts):
+    x, a, b = parts
+    out = torch.ones(40, 48)
+    add_products(out, x, factors_of([a], [b]), batch_of(torch.full((30,), 1), 40))
+    assert torch.equal(out[30:], torch.ones(10, 48)) and not torch.equal(out[:30], torch.ones(30, 48))

@@ -91,7 +91,7 @@ RESPONSES = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     RESPONSES,
     st.integers(1, 5),

@@ -96,7 +96,7 @@ def test_sum_without_gradient() -> None:
     assert not ours.requires_grad
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 20), st.integers(1, 12), st.integers(2, 30), st.integers(1, 25), st.integers(0, 99))
 def test_any_shape(n: int, d: int, v: int, rows: int, seed: int) -> None:
     hidden, weight, bias, targets = example(n, d, v, seed)

@@ -96,7 +96,7 @@ def test_values_and_gradients_are_those_of_the_plain_way(name: str, chunk_tokens
         assert (got[parameter] - gradient).abs().max() < 1e-10, parameter
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.integers(1, 6),
     st.integers(2, 9),

@@ -163,7 +163,7 @@ def test_sums_are_exact_too() -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=30))
 def test_groups_are_neighbours_of_one_length(lengths: list[int]) -> None:
     segments = segments_of(lengths, torch.device("cpu"))
@@ -173,7 +173,7 @@ def test_groups_are_neighbours_of_one_length(lengths: list[int]) -> None:
     assert all(one.length != other.length for one, other in pairwise(segments.groups))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
 def test_micro_batches_hold_real_tokens(lengths: list[int], most: int) -> None:
     parts = micro_batches(lengths, most)

@@ -170,7 +170,7 @@ def test_languages(code: str) -> None:
         assert build({"use": "language", "args": {"code": "ar"}}).verify(Sample(LANGUAGES[code])).score == 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.text(max_size=200))
 def test_no_text_breaks_a_check(text: str) -> None:
     for name, kwargs, _, _ in FOLLOWED:

@@ -127,7 +127,7 @@ def test_sentences_with_and_without_words() -> None:
     assert segment.sentences(" One. B ") == ["One.", "B"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=80), st.sampled_from(["\u200b", "\u2060", "\ufeff", "\u0301", "\u202e", "\u00ad"]))
 def test_the_invisible_changes_no_length(text: str, hidden: str) -> None:
     plain = measure.visible(text)
@@ -137,7 +137,7 @@ def test_the_invisible_changes_no_length(text: str, hidden: str) -> None:
     assert len(measure.visible(stuffed)) <= len(stuffed) - 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from("abcde"), max_size=60), st.integers(1, 5))
 def test_a_share_is_a_share_and_repeating_a_text_raises_it(words: list[str], n: int) -> None:
     share = repeated_share(words, n)
@@ -146,7 +146,7 @@ def test_a_share_is_a_share_and_repeating_a_text_raises_it(words: list[str], n: 
         assert repeated_share(words * 3, n) >= share
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 60), st.integers(1, 30), st.integers(0, 30))
 def test_a_longer_text_never_scores_more(count: int, top: int, buffer: int) -> None:
     if buffer > top:
@@ -158,7 +158,7 @@ def test_a_longer_text_never_scores_more(count: int, top: int, buffer: int) -> N
     assert here == (1 if count + 1 <= top - buffer else max(0, (top - count - 1) / buffer) if buffer else 0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.text(max_size=100) | st.text(alphabet="<>/thinkaswer \n{}[]\"',:1.`$\\", max_size=100))
 def test_no_text_breaks_a_format(text: str) -> None:
     for spec in (

@@ -189,7 +189,7 @@ def test_blank_lines_of_a_staircase_go_as_from_a_list_that_is_walked(text: str) 
     assert ifbench.INSTRUCTIONS["format:line_indent"].check(text) is stairs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=120) | st.text(alphabet="ab \n.?!\"'*-(){}1,\u3042\U0001f600", max_size=120))
 def test_no_text_breaks_a_check(text: str) -> None:
     for name, kwargs, _, _ in FOLLOWED:
@@ -197,7 +197,7 @@ def test_no_text_breaks_a_check(text: str) -> None:
         assert ifbench.follows(text, name, arguments) in (True, False)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 30), st.integers(0, 30))
 def test_counts_are_counts(words: int, asked: int) -> None:
     text = " ".join(f"w{chr(97 + n)}" for n in range(min(words, 26))) or "1"

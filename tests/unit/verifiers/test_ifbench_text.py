@@ -70,7 +70,7 @@ def test_tokens(text: str, cut: list[str]) -> None:
     assert tokens(text) == cut
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.text(alphabet="aB. ?!\"')\n-,:;1'\u201d\ue000", max_size=60))
 def test_no_character_gets_lost(text: str) -> None:
     """Sentences are pieces of the text in order, and only white space lies between them."""

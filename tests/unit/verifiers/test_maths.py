@@ -70,7 +70,6 @@ def test_fractions_in_every_spelling(top: int, bottom: int) -> None:
         assert numeral.value == Fraction(top, bottom)
 
 
-@settings(deadline=None)
 @given(
     st.integers(-(10**9), 10**9),
     st.sampled_from(["It is {}.", "so {}", "= {}", "**{}**", "about 3 of them, thus {} cm.", "\n{}\n"]),
@@ -80,7 +79,7 @@ def test_the_last_number_is_found(value: int, sentence: str) -> None:
     assert build("number").verify(Sample(sentence.format(f"{value:,}"), value + 1)).score == 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet="0123456789.,-+/$%{}\\ ^_eEx()\u2212\u00bd\n", max_size=40))
 def test_no_text_breaks_the_readers(text: str) -> None:
     numerals.parse(text)
@@ -91,7 +90,7 @@ def test_no_text_breaks_the_readers(text: str) -> None:
         assert build(name).verify(Sample(text, 72)).status in (Status.CORRECT, Status.INCORRECT)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from([r"\boxed{", "}", "{", "5", r"\frac", "^", "=", ",", "(", ")", r"\sqrt", r"\pm", "x", "$", r"\text{", r"\cup"]),
                 max_size=14))  # fmt: skip
 def test_no_latex_breaks_math(parts: list[str]) -> None:
@@ -143,7 +142,6 @@ def test_the_grammar_refuses_what_it_does_not_know(text: str) -> None:
     assert expressions.read(text) is None
 
 
-@settings(deadline=None)
 @given(st.integers(-50, 50), st.integers(-50, 50), st.integers(-50, 50))
 def test_expanding_a_product_is_an_identity(a: int, b: int, c: int) -> None:
     assert _equal(f"(x+({a}))(x+({b}))+({c})", f"x^2+({a + b})x+({a * b + c})")
