@@ -2,8 +2,9 @@
 
     python benchmarks/rollout.py [--model DIR]
 
-Each ratio is of two measurements in this run, on the same requests and settings. Results go to
-benchmarks/results/rollout.json and rollout.md.
+Each ratio is of measurements taken in rotation in this run, on the same requests and settings, and is the middle of the
+rounds' own ratios: a machine whose speed drifts meets both sides alike. Results go to benchmarks/results/rollout.json
+and rollout.md.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ CASES = {
     "short": (32, 4, 48, False),
     "skewed": (32, 4, 160, True),
 }
-REPEATS = 3
-SHARED_REPEATS = 9  # of runs of about a second
+ROUNDS = 7
+SHARED_ROUNDS = 9  # of runs of about a second
 
 
 def prompts_of(count: int, vocabulary: int) -> list[Prompt]:
@@ -73,63 +74,94 @@ llm = LLM(model=work["model"], skip_tokenizer_init=True, dtype="float32", enforc
           max_model_len=256, max_num_seqs=256, kv_cache_memory_bytes=256 * 2**20, enable_chunked_prefill=False,
           max_num_batched_tokens=8192, logprobs_mode="processed_logprobs", distributed_executor_backend="uni",
           generation_config="vllm", scheduling_policy="priority", enable_prefix_caching=True)
-told = {}
-for name, case in work["cases"].items():
+for line in sys.stdin:
+    case = work["cases"][line.strip()]
     requests = [{"prompt_token_ids": ids} for ids in case["prompts"]]
     parameters = [SamplingParams(n=case["n"], temperature=1.0, max_tokens=case["longest"], logprobs=0, detokenize=False,
                                  ignore_eos=True, stop_token_ids=case["stops"], seed=seed) for seed in case["seeds"]]
-    rates = []
-    for _ in range(work["repeats"] + 1):
-        llm.reset_prefix_cache()
-        started = time.monotonic()
-        answers = llm.generate(requests, parameters, use_tqdm=False)
-        seconds = time.monotonic() - started
-        tokens = sum(len(one.token_ids) for answer in answers for one in answer.outputs)
-        rates.append(tokens / seconds)
+    llm.reset_prefix_cache()
+    started = time.monotonic()
+    answers = llm.generate(requests, parameters, use_tqdm=False)
+    seconds = time.monotonic() - started
+    tokens = sum(len(one.token_ids) for answer in answers for one in answer.outputs)
     first = list(answers[0].outputs[0].token_ids)
-    told[name] = {"rates": rates[1:], "tokens": tokens, "first": first}
-json.dump(told, open(sys.argv[2], "w"))
+    print("TOLD", json.dumps({"rate": tokens / seconds, "tokens": tokens, "first": first}), flush=True)
 """
 
 
-def offline(model: Path, vocabulary: int, ending: int, folder: Path) -> dict[str, Any]:
-    """What vLLM's LLM.generate does, in a process of its own: {case: {rates, tokens, first}}; tokens/s."""
-    cases = {}
-    for name, (count, n, longest, _) in CASES.items():
-        prompts, sampling = prompts_of(count, vocabulary), sampling_of(name, ending)
-        cases[name] = {
-            "prompts": [prompt.token_ids for prompt in prompts],
-            "seeds": [request_seed(sampling.seed, prompt.id, i) for i, prompt in enumerate(prompts)],
-            "n": n,
-            "longest": longest,
-            "stops": sampling.stop_token_ids,
-        }
-    work, told = folder / "work.json", folder / "told.json"
-    work.write_text(json.dumps({"model": str(model), "cases": cases, "repeats": REPEATS}))
-    with (folder / "offline.log").open("w") as log:
-        subprocess.run(
-            [sys.executable, "-c", OFFLINE, str(work), str(told)], check=True, stdout=log, stderr=log
-        )
-    return json.loads(told.read_text())
+class Offline:
+    """vLLM's own LLM.generate in a process of its own, which waits between the cases that it is asked for."""
+
+    def __init__(self, model: Path, vocabulary: int, ending: int, folder: Path) -> None:
+        cases = {}
+        for name, (count, n, longest, _) in CASES.items():
+            prompts, sampling = prompts_of(count, vocabulary), sampling_of(name, ending)
+            cases[name] = {
+                "prompts": [prompt.token_ids for prompt in prompts],
+                "seeds": [request_seed(sampling.seed, prompt.id, i) for i, prompt in enumerate(prompts)],
+                "n": n,
+                "longest": longest,
+                "stops": sampling.stop_token_ids,
+            }
+        work = folder / "work.json"
+        work.write_text(json.dumps({"model": str(model), "cases": cases}))
+        with (folder / "offline.log").open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", OFFLINE, str(work)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            )  # fmt: skip
+
+    def run(self, case: str) -> dict[str, Any]:
+        """{rate: tokens/s, tokens, first}"""
+        assert self.process.stdin and self.process.stdout
+        print(case, file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith("TOLD "):
+                return json.loads(line.removeprefix("TOLD "))
+        raise RuntimeError("vLLM's offline engine ended; see offline.log")
+
+    def close(self) -> None:
+        self.process.communicate(timeout=60)
 
 
 def count_tokens(groups: list[Any]) -> int:
     return sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
 
 
-def online(client: RolloutClient, vocabulary: int, ending: int) -> dict[str, Any]:
-    """The same through the client: {case: {rates, tokens, first}}."""
+def online(client: RolloutClient, case: str, vocabulary: int, ending: int) -> dict[str, Any]:
+    """The same through the client."""
+    prompts, sampling = prompts_of(CASES[case][0], vocabulary), sampling_of(case, ending)
+    client.control().send("POST", "/reset_prefix_cache")
+    started = time.monotonic()
+    groups = client.generate(prompts, sampling)
+    seconds = time.monotonic() - started
+    tokens = count_tokens(groups)
+    return {"rate": tokens / seconds, "tokens": tokens, "first": list(groups[0].rollouts[0].token_ids)}
+
+
+def throughput(
+    client: RolloutClient, model: Path, vocabulary: int, ending: int, folder: Path
+) -> dict[str, Any]:
+    """{case: the client's and the offline engine's tokens/s, and their ratio}, in rotation."""
     told = {}
-    for name, (count, *_) in CASES.items():
-        prompts, sampling = prompts_of(count, vocabulary), sampling_of(name, ending)
-        rates = []
-        for _ in range(REPEATS + 1):
-            client.control().send("POST", "/reset_prefix_cache")
-            started = time.monotonic()
-            groups = client.generate(prompts, sampling)
-            rates.append(count_tokens(groups) / (time.monotonic() - started))
-        first = list(groups[0].rollouts[0].token_ids)
-        told[name] = {"rates": rates[1:], "tokens": count_tokens(groups), "first": first}
+    engine = Offline(model, vocabulary, ending, folder)
+    for case in CASES:
+        rounds = [
+            (online(client, case, vocabulary, ending), engine.run(case)) for _ in range(ROUNDS + 1)
+        ]  # the first of which is not counted
+        told[case] = {
+            "client": statistics.median(ours["rate"] for ours, _ in rounds[1:]),
+            "offline": statistics.median(theirs["rate"] for _, theirs in rounds[1:]),
+            "ratio": statistics.median(ours["rate"] / theirs["rate"] for ours, theirs in rounds[1:]),
+            "ratios": [ours["rate"] / theirs["rate"] for ours, theirs in rounds[1:]],
+            "tokens": rounds[0][0]["tokens"],
+            "same_tokens": all(
+                ours["first"] == theirs["first"] and ours["tokens"] == theirs["tokens"]
+                for ours, theirs in rounds
+            ),
+        }
+        print(case, told[case], flush=True)
+    engine.close()
     return told
 
 
@@ -146,11 +178,12 @@ def adapters(client: RolloutClient, model: Path, vocabulary: int) -> dict[str, d
         adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
         tensors = get_peft_model_state_dict(adapted)
         push_adapter(client, tensors.items(), adapted.peft_config["default"].to_dict(), f"seed-{seed}", 1)
-    return {str(4 * prompts): _shared(client, prompts_of(prompts, vocabulary)) for prompts in (1, 2, 4, 16)}
+    sizes = ((1, 2), (1, 4), (2, 4), (4, 4), (16, 4))  # prompts, responses of each
+    return {str(n * prompts): _shared(client, prompts_of(prompts, vocabulary), n) for prompts, n in sizes}
 
 
-def _shared(client: RolloutClient, prompts: list[Prompt]) -> dict[str, float]:
-    sampling = Sampling(4, 1.0, 128, 1, for_training=True)
+def _shared(client: RolloutClient, prompts: list[Prompt], n: int) -> dict[str, float]:
+    sampling = Sampling(n, 1.0, 128, 1, for_training=True)
     bound = [client.with_adapter(f"seed-{seed}") for seed in (1, 2)]
 
     ways = {
@@ -160,7 +193,7 @@ def _shared(client: RolloutClient, prompts: list[Prompt]) -> dict[str, float]:
         "model_together": lambda: _at_once([client, client], prompts, sampling),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(SHARED_REPEATS + 1):  # in rotation, so that what else the machine does meets all alike
+    for _ in range(SHARED_ROUNDS + 1):  # in rotation, so that what else the machine does meets all alike
         for name, way in ways.items():
             started = time.monotonic()
             tokens = sum(count_tokens(groups) for groups in way())
@@ -168,9 +201,13 @@ def _shared(client: RolloutClient, prompts: list[Prompt]) -> dict[str, float]:
     middle = {name: statistics.median(found[1:]) for name, found in rates.items()}
     return {
         **middle,
-        "ratio": middle["together"] / middle["in_turn"],
-        "model_ratio": middle["model_together"] / middle["model_in_turn"],
+        "ratio": _middle_ratio(rates["together"][1:], rates["in_turn"][1:]),
+        "model_ratio": _middle_ratio(rates["model_together"][1:], rates["model_in_turn"][1:]),
     }
+
+
+def _middle_ratio(some: list[float], others: list[float]) -> float:
+    return statistics.median(one / other for one, other in zip(some, others, strict=True))
 
 
 def _at_once(clients: list[RolloutClient], prompts: list[Prompt], sampling: Sampling) -> list[Any]:
@@ -249,7 +286,8 @@ def table(result: dict[str, Any]) -> str:
         )
     turn = result["turns"]
     rows += [
-        f"| from start to ready | {result['ready_s']:.1f} s (with adapters {result['ready_with_adapters_s']:.1f} s) |",
+        f"| from start to ready | {result['ready_s']:.1f} s (with adapters {result['ready_with_adapters_s']:.1f} s; "
+        f"the first on this machine, before its files were in memory: {result['first_ready_s']:.1f} s) |",
         *(
             f"| two adapters at once / one after the other, {responses} responses each | "
             f"{lora['together']:.0f} / {lora['in_turn']:.0f} tokens/s = {lora['ratio']:.2f} "
@@ -270,6 +308,11 @@ def main() -> None:
     result: dict[str, Any] = {"model": model.name, "cpus": os.cpu_count(), "load_before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        # The first reads vLLM's code from the disk, unless it has been read before.
+        started = time.monotonic()
+        with RolloutServer(ServerSettings(**SETTINGS), model, folder / "0", folder / "0.log") as server:
+            server.wait_ready()
+            result["first_ready_s"] = time.monotonic() - started
         started = time.monotonic()
         with RolloutServer(ServerSettings(**SETTINGS), model, folder / "a", folder / "a.log") as server:
             server.wait_ready()
@@ -277,24 +320,9 @@ def main() -> None:
             with RolloutClient(server.state_file) as client:
                 some = client.generate(prompts_of(16, vocabulary), sampling_of("short", 0))
                 ending = now_and_then(some)
-                ours = online(client, vocabulary, ending)
-            print({name: case["rates"] for name, case in ours.items()}, flush=True)
+                result["throughput"] = throughput(client, model, vocabulary, ending, folder)
             result["turns"] = turns(server, model, vocabulary)
             print(f"in turns: {result['turns']}", flush=True)
-        theirs = offline(model, vocabulary, ending, folder)
-        print({name: case["rates"] for name, case in theirs.items()}, flush=True)
-        result["throughput"] = {
-            name: {
-                "client": sorted(ours[name]["rates"])[REPEATS // 2],
-                "offline": sorted(theirs[name]["rates"])[REPEATS // 2],
-                "ratio": sorted(ours[name]["rates"])[REPEATS // 2]
-                / sorted(theirs[name]["rates"])[REPEATS // 2],
-                "tokens": ours[name]["tokens"],
-                "same_tokens": ours[name]["first"] == theirs[name]["first"]
-                and ours[name]["tokens"] == theirs[name]["tokens"],
-            }
-            for name in CASES
-        }
         settings = ServerSettings(**SETTINGS, max_loras=3, max_lora_rank=8)
         started = time.monotonic()
         with RolloutServer(settings, model, folder / "b", folder / "b.log") as server:
@@ -307,7 +335,7 @@ def main() -> None:
     (out / "rollout.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "rollout.md").write_text(
         f"# The rollout server's speed\n\nModel `{result['model']}`, {result['cpus']} CPU cores, one engine with one "
-        f"thread, float32. Middle of {REPEATS} runs. Load of the machine before and after: {result['load_before']:.1f}, "
+        f"thread, float32. Middle of {ROUNDS} rounds in rotation, of adapters {SHARED_ROUNDS}. Load of the machine before and after: {result['load_before']:.1f}, "
         f"{result['load_after']:.1f}; above the number of cores, absolute figures and readiness are of a busy machine.\n\n{table(result)}\n"
     )
     print(table(result))
