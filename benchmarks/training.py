@@ -6,7 +6,8 @@
 
 The same tiny Llama, the same token ids of skewed lengths, float32 on both sides, runs in turn, medians. TRL runs in each
 of its exact modes with its fastest settings (no gradient checkpointing, fused AdamW, references computed beforehand);
-the best of them counts. benchmarks/requirements-trl.txt says how its environment is made.
+the best of them counts. benchmarks/requirements-trl.txt says how its environment is made. What each kind of run finds
+is kept in benchmarks/results/training.json, and all of it as a page in training.md.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from training_rig import Setting, make_world, ours, peer
 
 SFT_MODES = ("padded", "grouped", "padding_free", "packed")
 DPO_MODES = ("padded", "grouped")
+RESULTS = Path(__file__).parent / "results"
 GOALS = {"sft": 1.25, "dpo": 1.5, "bare": 0.95, "memory": 0.5, "golden": 1e-4}
 
 
@@ -37,15 +39,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=480)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to keep the figures in")
     options = parser.parse_args()
     setting = Setting(options.rows, options.batch_size, options.threads)
     with tempfile.TemporaryDirectory(prefix="tulu-lite-benchmark-") as scratch:
         work = memory if options.memory else golden if options.golden else speed
         figures = work(Path(scratch), options.peer_python, setting, options.runs)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    kept = options.results / "training.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    found = (json.loads(kept.read_text()) if kept.exists() else {}) | {work.__name__: figures}
+    kept.write_text(json.dumps(found, indent=1) + "\n")
+    kept.with_suffix(".md").write_text(page(found))
 
 
 def speed(scratch: Path, python: str, setting: Setting, runs: int) -> dict[str, Any]:
@@ -158,6 +162,43 @@ def show(title: str, found: dict[str, list[float]]) -> None:
     print(f"\n{title}")
     for name, values in found.items():
         print(f"  {name:24s} {statistics.median(values):12.1f}   {ratio(found, name):5.2f}", flush=True)
+
+
+def page(found: dict[str, Any]) -> str:
+    """Markdown of all that has been measured."""
+    lines = [
+        "# Training beside TRL",
+        "",
+        "On two CPU cores, float32, the quickstart's model and rows of skewed lengths, medians of rounds in each of which",
+        "every way ran once; each ratio is the middle of the rounds' own. Made by `benchmarks/training.py`.",
+    ]
+    tables = {
+        "SFT, real tokens a second": ("speed", "sft_tokens_per_second"),
+        "DPO, pairs a second, the reference's share included": ("speed", "dpo_pairs_per_second"),
+        "Memory over that before training at a vocabulary of 128,256, in MB": ("memory", "memory_growth_mb"),
+    }
+    for title, (kind, name) in tables.items():
+        if kind not in found:
+            continue
+        ways = found[kind][name]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| way | figure | ours to it | rounds |",
+            "| --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {way} | {statistics.median(values):,.0f} | {ratio(ways, way):.2f} | {len(values)} |"
+            for way, values in ways.items()
+        ]
+    if "golden" in found:
+        lines += ["", "## Losses on the same rows in the same order", ""]
+        lines += [
+            f"{kind}: {len(found['golden'][kind]['ours'])} steps, largest difference {found['golden'][kind]['largest_difference']:.1e}."
+            for kind in ("sft", "dpo")
+        ]
+    return "\n".join([*lines, ""])
 
 
 def verdict(what: str, value: float, goal: float, most: bool = False) -> None:
