@@ -120,8 +120,12 @@ class Offline:
                 return json.loads(line.removeprefix("TOLD "))
         raise RuntimeError("vLLM's offline engine ended; see offline.log")
 
-    def close(self) -> None:
-        self.process.communicate(timeout=60)
+    def __enter__(self) -> Offline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
 def count_tokens(groups: list[Any]) -> int:
@@ -142,27 +146,30 @@ def online(client: RolloutClient, case: str, vocabulary: int, ending: int) -> di
 def throughput(
     client: RolloutClient, model: Path, vocabulary: int, ending: int, folder: Path
 ) -> dict[str, Any]:
-    """{case: the client's and the offline engine's tokens/s, and their ratio}, in rotation."""
+    """{case: the client's and the offline engine's tokens/s, and their ratio}, in rotation. The first round counts nowhere."""
     told = {}
-    engine = Offline(model, vocabulary, ending, folder)
-    for case in CASES:
-        rounds = [
-            (online(client, case, vocabulary, ending), engine.run(case)) for _ in range(ROUNDS + 1)
-        ]  # the first of which is not counted
-        told[case] = {
-            "client": statistics.median(ours["rate"] for ours, _ in rounds[1:]),
-            "offline": statistics.median(theirs["rate"] for _, theirs in rounds[1:]),
-            "ratio": statistics.median(ours["rate"] / theirs["rate"] for ours, theirs in rounds[1:]),
-            "ratios": [ours["rate"] / theirs["rate"] for ours, theirs in rounds[1:]],
-            "tokens": rounds[0][0]["tokens"],
-            "same_tokens": all(
-                ours["first"] == theirs["first"] and ours["tokens"] == theirs["tokens"]
-                for ours, theirs in rounds
-            ),
-        }
-        print(case, told[case], flush=True)
-    engine.close()
+    with Offline(model, vocabulary, ending, folder) as engine:
+        for case in CASES:
+            rounds = [(online(client, case, vocabulary, ending), engine.run(case)) for _ in range(ROUNDS + 1)]
+            ours, theirs = ([one["rate"] for one in side[1:]] for side in zip(*rounds, strict=True))
+            told[case] = {
+                "client": statistics.median(ours),
+                "offline": statistics.median(theirs),
+                "ratio": middle_ratio(ours, theirs),
+                "ratios": [one / other for one, other in zip(ours, theirs, strict=True)],
+                "tokens": rounds[0][0]["tokens"],
+                "same_tokens": all(
+                    one["first"] == other["first"] and one["tokens"] == other["tokens"]
+                    for one, other in rounds
+                ),
+            }
+            print(case, told[case], flush=True)
     return told
+
+
+def middle_ratio(some: list[float], others: list[float]) -> float:
+    """The median of the rounds' own ratios."""
+    return statistics.median(one / other for one, other in zip(some, others, strict=True))
 
 
 def adapters(client: RolloutClient, model: Path, vocabulary: int) -> dict[str, dict[str, float]]:
@@ -201,13 +208,9 @@ def _shared(client: RolloutClient, prompts: list[Prompt], n: int) -> dict[str, f
     middle = {name: statistics.median(found[1:]) for name, found in rates.items()}
     return {
         **middle,
-        "ratio": _middle_ratio(rates["together"][1:], rates["in_turn"][1:]),
-        "model_ratio": _middle_ratio(rates["model_together"][1:], rates["model_in_turn"][1:]),
+        "ratio": middle_ratio(rates["together"][1:], rates["in_turn"][1:]),
+        "model_ratio": middle_ratio(rates["model_together"][1:], rates["model_in_turn"][1:]),
     }
-
-
-def _middle_ratio(some: list[float], others: list[float]) -> float:
-    return statistics.median(one / other for one, other in zip(some, others, strict=True))
 
 
 def _at_once(clients: list[RolloutClient], prompts: list[Prompt], sampling: Sampling) -> list[Any]:
@@ -287,7 +290,7 @@ def table(result: dict[str, Any]) -> str:
     turn = result["turns"]
     rows += [
         f"| from start to ready | {result['ready_s']:.1f} s (with adapters {result['ready_with_adapters_s']:.1f} s; "
-        f"the first on this machine, before its files were in memory: {result['first_ready_s']:.1f} s) |",
+        f"the first start of this run, which may read its files from the disk: {result['first_ready_s']:.1f} s) |",
         *(
             f"| two adapters at once / one after the other, {responses} responses each | "
             f"{lora['together']:.0f} / {lora['in_turn']:.0f} tokens/s = {lora['ratio']:.2f} "
