@@ -68,8 +68,8 @@ class TrainingSettings(Settings):
     max_grad_norm: Number = Field(1.0, gt=0)
     """Gradients are scaled down to this global norm."""
     micro_batch_tokens: int = Incidental(8192, ge=1)
-    """Tokens, padding included, of one forward pass on one process. Lower it when memory runs out: the result
-    stays the same, to rounding."""
+    """Tokens, padding included, of one forward pass on one process; a beginning that varlen packing computes once counts
+    once. Lower it when memory runs out: the result stays the same, to rounding."""
     packing: Literal["auto", "bucket", "varlen", "block"] = Incidental("auto")
     """How sequences of several lengths share a forward pass; the result is the same, to rounding. bucket: like lengths
     together, padded to the longest. varlen: end to end without padding, each attending to itself alone. block: likewise,

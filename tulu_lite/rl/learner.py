@@ -55,10 +55,11 @@ class Learner:
         pad_id: int,
         seed: int,
         packing: Packing = "bucket",
+        shares: bool = False,  # whether the responses to a prompt have it in common in a packed row
     ) -> None:
         self.stage, self.accelerator, self.model = stage, accelerator, model
         self.optimizer, self.rate, self.pad_id, self.seed = optimizer, rate, pad_id, seed
-        self.device, self.packing = accelerator.device, packing
+        self.device, self.packing, self.shares = accelerator.device, packing, shares
         self.reference: Reference | None = None
         self.critic: Critic | None = None
         self.look: Callable[..., None] | None = None  # of a replay (doctor/replay_rlvr.py)
@@ -316,7 +317,8 @@ class Learner:
         """As many on every process (empty ones at the end), and at least one: engines that gather weights in the forward
         pass would wait for each other for ever otherwise."""
         lengths, most = [item.tokens for item in items], self.stage.micro_batch_tokens
-        packed = micro_batches_of(self.packing, lengths, most)
+        begin = [(item.place, len(item.prompt_ids)) for item in items] if self.shares else None
+        packed = micro_batches_of(self.packing, lengths, most, begin)
         batches = [[items[i] for i in indices] for indices in packed]
         counts = self.accelerator.gather(torch.tensor([len(batches)], device=self.device))
         return batches + [[] for _ in range(max(1, int(counts.max())) - len(batches))]

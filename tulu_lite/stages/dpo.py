@@ -48,7 +48,7 @@ def train(ctx: StepContext) -> None:
 
     def margins() -> tuple[Tensor, float]:
         values_N2 = scored_by_all(
-            training.model, logprobs, BothSides(held_out), stage.micro_batch_tokens
+            training.model, logprobs, BothSides(held_out), stage.micro_batch_tokens, training.packing
         ).view(-1, 2)
         losses_N, margins_N, _ = losses_of(stage, values_N2, with_reference(held_out, held_out_N2))
         return margins_N, float(losses_N.mean())
@@ -94,7 +94,10 @@ def reference_of(ctx: StepContext, training: Training, pairs: Sequence[PairExamp
 
     folder = Path(ctx.recipe.output) / "cache" / "reference"
     # what the last bits hang on too
-    how = (training.accelerator.mixed_precision, training.device.type, stage.micro_batch_tokens)
+    how = (
+        training.accelerator.mixed_precision, training.device.type, stage.micro_batch_tokens, training.packing,
+        training.shares,
+    )  # fmt: skip
     values = reference_logprobs(folder, inputs[name], how, sequences, compute)
     return values.view(-1, 2)
 

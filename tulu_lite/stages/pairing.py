@@ -23,6 +23,7 @@ from ..pipeline.protocol import write_validation
 from ..statistics import of_values
 from ..training.culprits import places_of
 from ..training.loop import LossOf, Training
+from ..training.row import LEAST_SHARED
 from ..training.sequences import BothSides, PromptResponse
 from .context import StepContext
 
@@ -109,7 +110,7 @@ def learn(
         began = time.perf_counter()
         indices = step_indices(len(pairs.trained), stage.batch_size, stage.epochs, ctx.seed, step)
         batch = with_reference([pairs.trained[i] for i in indices], reference_N2[indices])
-        lengths = [tokens_of(item.pair) for item in batch]
+        lengths = [tokens_of(item.pair) - saved_by(item.pair, training.shares) for item in batch]
         done = training.update(step, batch, lengths, loss_over)
         means = training.accelerator.reduce(sums, "sum") / len(done.batch)
         right, margin, chosen, rejected = means.tolist()
@@ -127,6 +128,11 @@ def learn(
 def tokens_of(pair: PairExample) -> int:
     """Of both sides, each with the prompt."""
     return 2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+
+
+def saved_by(pair: PairExample, shares: bool) -> int:
+    """Tokens less that go through a model which computes what both sides begin with once."""
+    return len(pair.prompt_ids) if shares and len(pair.prompt_ids) >= LEAST_SHARED else 0
 
 
 class Validation:

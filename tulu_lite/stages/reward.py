@@ -38,7 +38,8 @@ def train(ctx: StepContext) -> None:
 
     def margins() -> tuple[Tensor, float]:
         sequences = BothSides(list(pairs.held_out.values()))
-        rewards_N2 = scored_by_all(training.model, rewards, sequences, stage.micro_batch_tokens).view(-1, 2)
+        most, packing = stage.micro_batch_tokens, training.packing
+        rewards_N2 = scored_by_all(training.model, rewards, sequences, most, packing).view(-1, 2)
         losses_N, margins_N, _ = losses_of(stage, rewards_N2)
         return margins_N, float(losses_N.mean())
 

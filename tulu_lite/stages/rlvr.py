@@ -326,6 +326,7 @@ class Trainer:
         )
         precision = str(self.accelerator.mixed_precision)
         packing, note = choose_packing(model, stage.packing, precision, ctx.init_model)
+        shares = model.shares
         if self.is_main:
             print(note, flush=True)
         reference = None
@@ -337,7 +338,7 @@ class Trainer:
         updates = self.steps * stage.updates
         optimizer, rate = make_optimizer(model, stage, updates)
         model, optimizer = self.accelerator.prepare(model, optimizer)
-        learner = Learner(stage, self.accelerator, model, optimizer, rate, pad_id, ctx.seed, packing)
+        learner = Learner(stage, self.accelerator, model, optimizer, rate, pad_id, ctx.seed, packing, shares)
         learner.reference = reference
         if stage.critic is not None:
             start = ctx.init_model if stage.critic.init == "policy" else model_of(ctx, stage.critic.init)

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import TuluLiteError
 from .head import Scaling, chunk_rows, is_one_matrix, logit_dtype, through, tiled_logprobs, tiled_sum
-from .packing import Packing, packed_row, segments_of
+from .packing import Packing, packed_row
+from .row import row_of
 from .wrapper import Wrapper
 
 Entropy = Literal["none", "measured", "trained"]
@@ -53,7 +54,7 @@ class LogprobModel(Wrapper):
         if nothing:  # every process must use every weight, or those that wait for its gradients wait for ever
             wanted = wanted.new_zeros(1)
         targets = ids.reshape(-1)[wanted + 1]  # [N]
-        hidden = hidden_at(self.base, self.packing, ids, attention, wanted)  # [N, D]
+        hidden = hidden_at(self, ids, attention, wanted)  # [N, D]
         scaling = _scaling(self.config, temperature)
         if summed:
             total = _sum(self.base, hidden, targets, chunk_tokens, scaling, self.liger)
@@ -70,28 +71,26 @@ class LogprobModel(Wrapper):
         return token_logprobs(self, ids, attention, chunk_tokens=64)
 
 
-def hidden_at(base: Any, packing: Packing, ids: Tensor, attention: Tensor, wanted: Tensor) -> Tensor:
+def hidden_at(wrapper: Wrapper, ids: Tensor, attention: Tensor, wanted: Tensor) -> Tensor:
     """[N, D] last hidden states of a transformers model at the wanted places of [B * T].
 
     They are gathered by index_select: its backward pass is one index_add, in a fixed order.
     """
-    model = base.base_model
+    model, packing = wrapper.base.base_model, wrapper.packing
     if packing == "bucket":
         # Padding is on the right and attention is causal, so no real token ever sees it: no mask is needed.
         hidden = model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, D]
         return hidden.reshape(-1, hidden.shape[-1]).index_select(0, wanted)
-    real = attention.reshape(-1).nonzero().squeeze(1)  # places in [B * T] of the packed row's tokens
-    order = torch.zeros(ids.numel(), dtype=torch.long, device=ids.device)
-    order[real] = torch.arange(len(real), device=ids.device)
-    options: dict[str, Any] = {}
-    if packing == "varlen":
-        options["segments"] = segments_of(attention.sum(1).tolist(), ids.device)
-    row = ids.reshape(-1)[real][None]
-    with packed_row(packing == "varlen"):
+    varlen = packing == "varlen"
+    row = row_of(ids, attention, shares=varlen and wrapper.shares)
+    with packed_row(without_mask=varlen):
         hidden = model(
-            input_ids=row, position_ids=(real % ids.shape[1])[None], use_cache=False, **options
+            input_ids=ids.reshape(-1)[row.places][None],
+            position_ids=(row.places % ids.shape[1])[None],
+            use_cache=False,
+            **({"segments": row.segments} if varlen else {}),
         ).last_hidden_state[0]
-    return hidden.index_select(0, order[wanted])
+    return hidden.index_select(0, row.where[wanted])
 
 
 def token_logprobs(

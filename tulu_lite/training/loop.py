@@ -58,6 +58,7 @@ class Training:
         )
         precision = str(self.accelerator.mixed_precision)
         self.packing, note = choose_packing(model, stage.packing, precision, ctx.init_model)
+        self.shares: bool = model.shares
         if isinstance(model, LogprobModel):
             model.liger = choose_liger(stage.logits, self.device)
         if stage.compile:
@@ -92,7 +93,8 @@ class Training:
 
         loss_over: given the step's items, the function that gives some items' share of the step's loss; shares add up,
         since each is divided by the step's one denominator. It is called with no items where another process has one
-        micro-batch more; then it is 0. lengths: tokens of each item.
+        micro-batch more; then it is 0. lengths: tokens of each item
+        that go through the model.
 
         Rows whose loss is not finite are named in a TuluLiteError or, with `bad_rows: drop`, left out: the step is then
         made of the others, as if it had never had them. Every process calls it.

@@ -1,11 +1,11 @@
 """Sequences packed end to end without padding, none of which sees another; positions restart with each.
 
-B sequences, N their tokens in all, H heads, D their size, T tokens of the longest sequence of a group.
+N tokens of the row, H heads, D their size, T tokens of each of a part's pieces.
 
 All of a layer but attention treats each token by itself, so a packed row [1, N] needs care in attention alone:
 
-    varlen  each sequence by itself: torch's variable-length flash kernels for 16-bit types on a GPU, else through
-            scaled_dot_product_attention, those of the same length together
+    varlen  each sequence by itself, what neighbours begin with in common but once (see row.py): torch's variable-length
+            flash kernels for 16-bit types on a GPU, else scaled_dot_product_attention, those of the same length together
     block   one attention over all N tokens under a block-diagonal mask [N, N]: dear, but any architecture with
             transformers' masks can do it
     bucket  no packing: rows padded to the longest of a micro-batch of like lengths
@@ -13,11 +13,9 @@ All of a layer but attention treats each token by itself, so a packed row [1, N]
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from itertools import accumulate, groupby
 from typing import Any, Literal
 
 import torch
@@ -28,34 +26,12 @@ from transformers.masking_utils import sdpa_mask
 
 from ..datasets.batching import pack_by_length
 from ..errors import TuluLiteError
+from .row import LEAST_SHARED, Part, Segments
 
 Packing = Literal["bucket", "varlen", "block"]
+Beginning = tuple[Hashable, int]  # which, and its tokens
 VARLEN = "tulu_lite_varlen"  # what transformers calls our attention
 _packed: ContextVar[bool] = ContextVar("packed", default=False)
-
-
-@dataclass(frozen=True)
-class Group:
-    """count neighbouring sequences of a packed row that have the same length, and go through attention together."""
-
-    count: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Where the sequences of a packed row begin and end. edges: [B + 1] int32, from 0 to N."""
-
-    edges: Tensor
-    longest: int
-    groups: tuple[Group, ...]
-
-
-def segments_of(lengths: Sequence[int], device: torch.device) -> Segments:
-    """Of sequences that lie one after another in a row. Best where those of the same length are neighbours."""
-    edges = [0, *accumulate(lengths)]
-    groups = tuple(Group(len(list(same)), length) for length, same in groupby(lengths))
-    return Segments(torch.tensor(edges, dtype=torch.int32, device=device), max(lengths, default=0), groups)
 
 
 @contextmanager
@@ -98,80 +74,119 @@ def _attention(
                 cure="set packing: bucket",
             )
     window = options.get("sliding_window")
-    window = window if window is not None and window < segments.longest else None
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [N, H, D]
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         return _flash(q, k, v, segments, scaling, window)[None], None
     # split, not slices: the backward pass of each slice would fill a whole row with zeros
-    sizes = [group.count * group.length for group in segments.groups]
-    parts = [
-        _grouped(module, own, group, scaling, window)
-        for *own, group in zip(q.split(sizes), k.split(sizes), v.split(sizes), segments.groups, strict=True)
+    queries, keys, values = (tensor.split(segments.sizes) for tensor in (q, k, v))
+    found = [
+        _alike(
+            module,
+            queries[number].unflatten(0, (part.count, part.length)),
+            _seen(keys, number, part),
+            _seen(values, number, part),
+            segments.mask(part, window),
+            scaling,
+        )
+        for number, part in enumerate(segments.parts)
     ]
-    return torch.cat(parts)[None], None
+    return torch.cat(found)[None], None
+
+
+def _seen(pieces: Sequence[Tensor], number: int, part: Part) -> Tensor:
+    """[count, tokens seen, H, D] what each piece of a part sees, of the parts [count * length, H, D] of a row."""
+    own = pieces[number].unflatten(0, (part.count, part.length))
+    if part.after is None:
+        return own
+    return torch.cat([pieces[part.after].expand(part.count, -1, -1, -1), own], 1)
+
+
+def _alike(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
+) -> Tensor:
+    """[count * T, H, D] attention of a part's queries [count, T, H, D] to keys and values [count, seen, H, D]."""
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    whole = None if mask is None else mask[None, None]
+    out, _ = sdpa_attention_forward(module, query, key, value, whole, scaling=scaling, is_causal=True)
+    return out.flatten(0, 1)
 
 
 def _flash(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float | None, window: int | None
 ) -> Tensor:
-    """[N, H, D] by torch's variable-length kernels (flash attention 2 and 3). A window of W tokens counts the token itself."""
+    """[N, H, D] by torch's variable-length kernels (flash attention 2 and 3), which align queries and keys at their ends.
+    A window of W tokens counts the token itself."""
     from torch.nn.attention.varlen import varlen_attn
 
+    longest = segments.longest
+    if segments.shares:
+        k, v = (_all_seen(tensor, segments) for tensor in (k, v))
     out = varlen_attn(
         q.contiguous(),
         k.contiguous(),
         v.contiguous(),
-        segments.edges,
-        segments.edges,
-        segments.longest,
-        segments.longest,
+        segments.edges(seen=False),
+        segments.edges(seen=True),
+        max(part.length for part in segments.parts),
+        longest,
         scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
+        window_size=(-1 if window is None or window >= longest else window - 1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
     )
     assert isinstance(out, Tensor)
     return out
 
 
-def _grouped(
-    module: Any, qkv: Sequence[Tensor], group: Group, scaling: float | None, window: int | None
-) -> Tensor:
-    """[count * T, H, D] of one group's sequences of T tokens; qkv of the same shape."""
-    query, key, value = (
-        own.unflatten(0, (group.count, group.length)).transpose(1, 2) for own in qkv
-    )  # [count, H, T, D]
-    mask = None
-    if window is not None and window < group.length:
-        ones = torch.ones(group.length, group.length, dtype=torch.bool, device=query.device)
-        mask = (ones.tril() & ~ones.tril(-window))[None, None]
-    out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=True)
-    return out.flatten(0, 1)
+def _all_seen(row: Tensor, segments: Segments) -> Tensor:
+    """[sum of what each piece sees, H, D] of a row [N, H, D]."""
+    pieces = row.split(segments.sizes)
+    return torch.cat(
+        [_seen(pieces, number, part).flatten(0, 1) for number, part in enumerate(segments.parts)]
+    )
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def families(lengths: Sequence[int], begin: Sequence[Beginning] | None) -> list[list[int]]:
+    """Indices of items that begin alike, and of others alone; within a family and of families the shortest first."""
+    found: dict[Any, list[int]] = {}
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        shares = begin is not None and begin[i][1] >= LEAST_SHARED
+        found.setdefault(("of", begin[i][0]) if begin is not None and shares else ("alone", i), []).append(i)
+    return list(found.values())
+
+
+def micro_batches(
+    lengths: Sequence[int], max_tokens: int, begin: Sequence[Beginning] | None = None
+) -> list[list[int]]:
     """Indices of packed micro-batches of at most max_tokens real tokens, shortest first; a longer item is one by itself.
 
-    Like lengths come together, so that attention's groups are few. The number of micro-batches is the least that a
-    budget of this size allows in this order, and their sizes are near one another.
+    begin: (which beginning, its tokens) of each item: items of the same one are kept together, and in a micro-batch it
+    counts once. Like lengths come together, so that attention's parts are few.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     full: list[list[int]] = []
     filled = 0
-    for index in order:
-        if full and filled + lengths[index] <= max_tokens:
-            full[-1].append(index)
-            filled += lengths[index]
-        else:
-            full.append([index])
-            filled = lengths[index]
+    for family in families(lengths, begin):
+        shared = begin[family[0]][1] if begin is not None and len(family) > 1 else 0
+        begun = False  # whether the micro-batch holds the family's beginning already
+        for index in family:
+            more = lengths[index] - (shared if begun else 0)
+            if full and filled + more <= max_tokens:
+                full[-1].append(index)
+                filled += more
+            else:
+                full.append([index])
+                filled = lengths[index]
+            begun = True
     return full
 
 
-def micro_batches_of(packing: Packing, lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def micro_batches_of(
+    packing: Packing, lengths: Sequence[int], max_tokens: int, begin: Sequence[Beginning] | None = None
+) -> list[list[int]]:
     """Indices of the items of each forward pass, of at most max_tokens as the packing counts them: padding included where
-    rows are padded."""
-    split = pack_by_length if packing == "bucket" else micro_batches
-    return split(lengths, max_tokens)
+    rows are padded. begin: see micro_batches; None where nothing is shared."""
+    if packing == "bucket":
+        return pack_by_length(lengths, max_tokens)
+    return micro_batches(lengths, max_tokens, begin)
 
 
 def compiled_around() -> None:

@@ -19,7 +19,9 @@ WAYS = {
     "varlen": "no padding; each sequence attends to itself alone",
     "block": "no padding; one attention under a block-diagonal mask",
 }
-LENGTHS = (7, 3, 11, 5)  # of the sequences that are packed to see whether they stay apart
+APART = (7, 3, 11, 5)  # lengths of the sequences that are packed to see whether they stay apart
+ALIKE = (19, 23, 23, 18, 29, 17)  # and of those that begin alike, in twos and fours
+SHARED = ", what neighbours begin with in common computed once"
 
 
 def sharded(model: Any) -> bool:
@@ -55,7 +57,7 @@ def choose_packing(
     model: a LogprobModel or ScalarModel. precision: of training ("no", "bf16", "fp16"): on a GPU it decides which kernels have to be proven.
     Raises TuluLiteError where the way asked for is not exact.
     """
-    base, reason = model.base, None
+    base, reason, model.shares = model.base, None, False
     training = base.training
     model.eval()  # dropout of adapters would hide what is to be seen
     if wanted in ("auto", "varlen"):
@@ -70,8 +72,9 @@ def choose_packing(
             cure="set packing: bucket, which is exact for every architecture",
         )
     model.packing = "bucket" if reason is not None else "varlen" if wanted == "auto" else wanted
+    how = WAYS[model.packing] + (SHARED if model.shares else "")
     why = f", since varlen is not exact here: {reason}" if reason is not None else ""
-    return model.packing, f"packing: {model.packing} ({WAYS[model.packing]}){why}"
+    return model.packing, f"packing: {model.packing} ({how}){why}"
 
 
 def beside(packing: Packing) -> Literal["auto", "bucket"]:
@@ -105,16 +108,20 @@ def _enable_varlen(model: Any, precision: str) -> str | None:
     reason = _leak(model, "varlen", precision)
     if reason is not None:
         base.set_attn_implementation(before)
-    return reason
+        return reason
+    model.shares = True
+    model.shares = _leak(model, "varlen", precision) is None
+    return None
 
 
 @torch.no_grad()
 def _leak(model: Any, way: Packing, precision: str) -> str | None:
-    """What tells a packed row from its sequences one by one; None if nothing does."""
+    """What tells a packed row from its sequences one by one; None if nothing does. With model.shares the sequences begin
+    alike."""
     base, before = model.base, model.packing
     if sharded(base):
         return "its weights are spread before the proof that packing is exact can run"
-    ids, attention = _sequences(base)
+    ids, attention = _sequences(base, ALIKE if model.shares else APART)
     other = ids.clone()
     other[::2] = (other[::2] * 3 + 7) % base.config.get_text_config().vocab_size
     narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if ids.is_cuda else None
@@ -140,9 +147,12 @@ def _leak(model: Any, way: Packing, precision: str) -> str | None:
     return None
 
 
-def _sequences(model: Any) -> tuple[Tensor, Tensor]:
-    """Token ids and attention [4, 11] of LENGTHS."""
+def _sequences(model: Any, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention [B, T] of these lengths. Of ALIKE the first two begin alike, and the other four do."""
     vocabulary = model.config.get_text_config().vocab_size
-    ids = (torch.arange(len(LENGTHS) * max(LENGTHS)).view(len(LENGTHS), -1) * 37 + 1) % vocabulary
-    attention = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    numbers = torch.arange(len(lengths) * max(lengths)).view(len(lengths), -1)
+    ids = (numbers * numbers * 31 + numbers * 17 + 1) % vocabulary  # of any vocabulary: no token alone
+    if lengths == ALIKE:
+        ids[1, :16], ids[3:, :16] = ids[0, :16], ids[2, :16]
+    attention = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     return ids.to(model.device), attention.to(model.device)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ..files import write_atomic
 from .model import adapters_off, load_model
+from .packing import Packing
+from .proof import beside, choose_packing
 from .sequences import PromptResponse, response_logprobs, scored_by_all
 from .sharding import from_all, is_main
 
@@ -73,7 +75,7 @@ def logprobs_under(
     starts from, which the trained model still is when this is called (its adapters, if any, switched off)."""
     settings = training.stage
 
-    def by(model: nn.Module) -> Tensor:
+    def by(model: nn.Module, packing: Packing) -> Tensor:
         def score(batch: Sequence[PromptResponse]) -> Tensor:
             return response_logprobs(
                 model,
@@ -83,11 +85,13 @@ def logprobs_under(
                 chunk_tokens=settings.logits_chunk_tokens,
             )
 
-        return scored_by_all(model, score, sequences, settings.micro_batch_tokens, on_progress)
+        return scored_by_all(model, score, sequences, settings.micro_batch_tokens, packing, on_progress)
 
     if reference is None:
         with adapters_off(training.model) as model:
-            return by(model)
+            return by(model, training.packing)
     frozen = load_model(reference, training.device).eval().requires_grad_(False)
+    precision = str(training.accelerator.mixed_precision)
+    packing, _ = choose_packing(frozen, beside(training.packing), precision, reference)
     with training.accelerator.autocast():
-        return by(frozen)
+        return by(frozen, packing)

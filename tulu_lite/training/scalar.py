@@ -43,7 +43,7 @@ class ScalarModel(Wrapper):
         """Places [N] of the real tokens in [B * T], and their last hidden states [N, D]."""
         attention = torch.ones_like(ids) if attention is None else attention
         real = attention.reshape(-1).nonzero().squeeze(1)
-        return real, hidden_at(self.base, self.packing, ids, attention, real)
+        return real, hidden_at(self, ids, attention, real)
 
     def probe(self, ids: Tensor, attention: Tensor) -> Tensor:
         """Numbers [B, T] that packing must leave as they are: not the model's own, since a fresh head says 0 to all."""

@@ -1,7 +1,7 @@
 """Prompts with their responses as batches of tokens, for the stages that learn from pairs.
 
-S sequences, T positions. Both sides of a pair are sequences of their own, put next to those that are about as long,
-whichever pair they are of.
+S sequences, T positions. Both sides of a pair are sequences of their own. Those of one prompt are put next to one
+another, since packed rows have it once; else those that are about as long.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..datasets.batching import pack_by_length
 from .logprobs import token_logprobs
+from .packing import Beginning, Packing, families, micro_batches_of
 from .scalar import at_last
 from .sharding import from_all, rank
 
@@ -23,6 +23,11 @@ NO_GRADIENT_FACTOR = 4  # so many times more tokens fit one pass when nothing is
 
 def length_of(sequence: PromptResponse) -> int:
     return len(sequence[0]) + len(sequence[1])
+
+
+def beginnings(sequences: Sequence[PromptResponse]) -> list[Beginning]:
+    """[S] each sequence's prompt, as micro_batches takes it."""
+    return [(prompt, len(prompt)) for prompt, _ in sequences]
 
 
 class BothSides(Sequence[PromptResponse]):
@@ -98,9 +103,10 @@ def _sorted(
     device: torch.device,
     pad_id: int,
 ) -> Tensor:
-    """[S] scores in the sequences' own order, of a batch in which neighbours are about as long: what packs them takes
-    neighbours through attention together."""
-    order = sorted(range(len(sequences)), key=lambda i: (length_of(sequences[i]), i))
+    """[S] scores in the sequences' own order, of a batch in which neighbours begin alike or are about as long: what
+    packs them takes neighbours through attention together."""
+    in_order = families([length_of(sequence) for sequence in sequences], beginnings(sequences))
+    order = [i for family in in_order for i in family]
     scores = score(*collate([sequences[i] for i in order], device, pad_id))
     return scores.index_select(0, torch.argsort(torch.tensor(order, device=device)))
 
@@ -111,6 +117,7 @@ def scored_by_all(
     score: Callable[[Sequence[PromptResponse]], Tensor],
     sequences: Sequence[PromptResponse],
     max_tokens: int,
+    packing: Packing = "bucket",
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
     """[S] float32 on the CPU: the scores of many sequences, each made by one of the processes, known to all.
@@ -118,7 +125,8 @@ def scored_by_all(
     score: of one batch, by `model`, whose dropout (of adapters) is off meanwhile. Every process makes as many passes as the others: what spreads weights over processes needs
     all of them in each. Nothing is kept for a backward pass, so batches are large.
     """
-    batches = pack_by_length([length_of(s) for s in sequences], NO_GRADIENT_FACTOR * max_tokens)
+    lengths, most = [length_of(sequence) for sequence in sequences], NO_GRADIENT_FACTOR * max_tokens
+    batches = micro_batches_of(packing, lengths, most, beginnings(sequences))
     processes = len(from_all(None))
     own = batches[rank() :: processes]
     found: list[tuple[list[int], list[float]]] = []

@@ -13,12 +13,13 @@ class Wrapper(nn.Module):
     """A transformers model, or the PeftModel around it, as `wrapped`.
 
     Being a module, it is what DDP, FSDP or DeepSpeed wraps, so that their forward hooks run. packing: how rows of several
-    lengths go through it (see training.packing); the result is the same.
+    lengths go through it (see training.packing); the result is the same. shares: whether what neighbours in a packed row
+    begin with in common is computed once; choose_packing proves it.
     """
 
     def __init__(self, wrapped: nn.Module, packing: Packing = "bucket") -> None:
         super().__init__()
-        self.wrapped, self.packing = wrapped, packing
+        self.wrapped, self.packing, self.shares = wrapped, packing, False
 
     @property
     def base(self) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from transformers import (
 
 from tulu_lite.errors import TuluLiteError
 from tulu_lite.recipe.training import LoraSettings
-from tulu_lite.training import logprobs, packing
+from tulu_lite.training import logprobs, row
 from tulu_lite.training.checkpoint import export_model, load_latest, save_checkpoint
 from tulu_lite.training.model import unwrapped
 from tulu_lite.training.proof import choose_packing
@@ -190,8 +191,11 @@ def test_packing_is_proven_although_a_fresh_head_says_nothing(
     llama_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that see one another are found out, by hidden states."""
-    monkeypatch.setattr(
-        logprobs, "segments_of", lambda lengths, device: packing.segments_of([sum(lengths)], device)
-    )
+
+    def one(ids: torch.Tensor, attention: torch.Tensor, shares: bool) -> row.Row:
+        found = row.row_of(ids, attention, shares)
+        return replace(found, segments=row.segments_of([len(found.places)], ids.device))
+
+    monkeypatch.setattr(logprobs, "row_of", one)
     model = load_scalar_model(llama_folder(), "cpu")
     assert choose_packing(model, "auto", "no", "tiny")[0] == "bucket"

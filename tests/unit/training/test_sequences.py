@@ -38,7 +38,7 @@ def test_scores_are_those_of_each_sequence_alone(llama_folder: Callable[..., Pat
         return response_logprobs(model, batch, device=torch.device("cpu"), pad_id=0, chunk_tokens=8)  # type: ignore[arg-type]
 
     done: list[int] = []
-    scores = scored_by_all(model, score, BothSides(PAIRS), max_tokens, done.append)
+    scores = scored_by_all(model, score, BothSides(PAIRS), max_tokens, on_progress=done.append)
     assert (model.training, done[-1]) == (True, 4)
     alone = LogprobModel(model.wrapped).eval()
     for (prompt, response), value in zip(BothSides(PAIRS), scores.tolist(), strict=True):
