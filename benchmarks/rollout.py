@@ -39,8 +39,8 @@ CASES = {
     "short": (32, 4, 48, False),
     "skewed": (32, 4, 160, True),
 }
-ROUNDS = 7
-SHARED_ROUNDS = 9  # of runs of about a second
+ROUNDS = 15
+SHARED_TOKENS = 20_000  # that each way of sharing samples in all: runs of a second are many, longer ones few
 
 
 def prompts_of(count: int, vocabulary: int) -> list[Prompt]:
@@ -200,7 +200,8 @@ def _shared(client: RolloutClient, prompts: list[Prompt], n: int) -> dict[str, f
         "model_together": lambda: _at_once([client, client], prompts, sampling),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(SHARED_ROUNDS + 1):  # in rotation, so that what else the machine does meets all alike
+    rounds = min(ROUNDS, max(3, SHARED_TOKENS // (2 * n * len(prompts) * sampling.max_tokens)))
+    for _ in range(rounds + 1):  # in rotation, so that what else the machine does meets all alike
         for name, way in ways.items():
             started = time.monotonic()
             tokens = sum(count_tokens(groups) for groups in way())
@@ -338,7 +339,7 @@ def main() -> None:
     (out / "rollout.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "rollout.md").write_text(
         f"# The rollout server's speed\n\nModel `{result['model']}`, {result['cpus']} CPU cores, one engine with one "
-        f"thread, float32. Middle of {ROUNDS} rounds in rotation, of adapters {SHARED_ROUNDS}. Load of the machine before and after: {result['load_before']:.1f}, "
+        f"thread, float32. Middle of {ROUNDS} rounds in rotation, of adapters 3 to {ROUNDS}, more of the shorter. Load of the machine before and after: {result['load_before']:.1f}, "
         f"{result['load_after']:.1f}; above the number of cores, absolute figures and readiness are of a busy machine.\n\n{table(result)}\n"
     )
     print(table(result))

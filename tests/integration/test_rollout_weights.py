@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import json
 import os
 import signal
 import time
@@ -17,9 +18,12 @@ from transformers import LlamaForCausalLM
 from tulu_lite.errors import ServerError, TuluLiteError
 from tulu_lite.records import Prompt
 from tulu_lite.rollout import weights
+from tulu_lite.rollout.answers import parse_choices
 from tulu_lite.rollout.client import RolloutClient, Sampling
+from tulu_lite.rollout.lean import FLAT
 from tulu_lite.rollout.routes.feed import Feed
 from tulu_lite.rollout.routes.files import _Bucket
+from tulu_lite.rollout.sampling import request_body
 from tulu_lite.rollout.weights import NeedsRestart, load_checkpoint, push_weights, serve_model
 
 PROMPTS = [Prompt(f"p{i}", "", tuple(range(3 + i, 10 + 2 * i)), "test") for i in range(6)]
@@ -119,6 +123,19 @@ def test_sampled_logprobs_equal_transformers_at_the_sampling_temperature(client,
                 want = logits.log_softmax(-1).gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
                 worst = max(worst, (want - torch.tensor(rollout.logprobs)).abs().max().item())
         assert worst < 1e-4
+
+
+def test_a_lean_answer_is_the_ordinary_one_without_what_nobody_reads(client):
+    sampling = Sampling(3, 0.8, 20, 5, stop_token_ids=(4,))
+    asked = request_body(PROMPTS[1], sampling, 3, 77)
+    plain = asked | {"sampling_params": {k: v for k, v in asked["sampling_params"].items() if k not in FLAT}}
+    lean, ordinary = (
+        client.control().call("POST", "/inference/v1/generate", body) for body in (asked, plain)
+    )
+    assert all(isinstance(choice["logprobs"], list) for choice in lean["choices"])
+    assert all(isinstance(choice["logprobs"], dict) for choice in ordinary["choices"])
+    assert parse_choices(lean, 3) == parse_choices(ordinary, 3)
+    assert len(json.dumps(lean)) < len(json.dumps(ordinary)) / 3
 
 
 def test_checkpoint_in_bfloat16_and_in_shards_loads_into_a_float32_server(client, model, tmp_path):

@@ -10,8 +10,7 @@ from typing import Any
 from ..errors import ServerError
 from ..records import Rollout
 from .adapter_state import Adapter
-
-NO_LOGPROB = -9999.0  # what vLLM sends for a logprob that is NaN, -inf or missing
+from .lean import NO_LOGPROB
 
 
 class Unfinished(Exception):
@@ -40,10 +39,7 @@ def parse_choices(data: Any, n: int) -> list[Rollout]:
 
 def _rollout(choice: dict[str, Any]) -> Rollout:
     tokens = tuple(choice["token_ids"])
-    content = choice["logprobs"]["content"]
-    logprobs = tuple(float(entry["logprob"]) for entry in content)
-    if tuple(entry["token_id"] for entry in content) != tokens:
-        raise ValueError("its logprobs are of other tokens")
+    logprobs = _logprobs(choice["logprobs"], tokens)
     if not tokens:
         raise ValueError("a response without tokens")
     if not all(math.isfinite(value) and value > NO_LOGPROB for value in logprobs):
@@ -52,6 +48,18 @@ def _rollout(choice: dict[str, Any]) -> Rollout:
     if reason not in ("stop", "length"):
         raise ValueError(f"a response ended by {reason!r}")
     return Rollout(tokens, logprobs, weight_versions(choice["weight_versions"], len(tokens)), reason)
+
+
+def _logprobs(given: Any, tokens: tuple[int, ...]) -> tuple[float, ...]:
+    """A lean answer's list, or of a server that is not ours a list of what it says of each token."""
+    if isinstance(given, list):
+        logprobs = tuple(map(float, given))
+        if len(logprobs) != len(tokens):
+            raise ValueError(f"{len(logprobs)} logprobs for {len(tokens)} tokens")
+        return logprobs
+    if tuple(entry["token_id"] for entry in given["content"]) != tokens:
+        raise ValueError("its logprobs are of other tokens")
+    return tuple(float(entry["logprob"]) for entry in given["content"])
 
 
 def weight_versions(spans: list[dict[str, Any]], length: int) -> tuple[int, ...]:

@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..recipe.placement import visible
 from .process import be_warden, die_with_parent, end_group
 
 GRACE_S = 3.0  # from SIGTERM to SIGKILL
@@ -87,10 +86,11 @@ def serve(spec: dict[str, Any]) -> int:
             "server.device is cpu, but the installed vLLM was built for CUDA; install tulu-lite[cpu]"
         )
     sys.argv = ["tulu-lite-server", *arguments(spec, on_cpu)]
+    # By name: the owner imports this file too, and must not import torch or vLLM.
+    importlib.import_module("tulu_lite.rollout.lean").use_it()
     if on_cpu:
         _fork_the_engine()
         if spec["settings"]["max_loras"]:
-            # By name: the owner imports this file too, and must not import torch.
             importlib.import_module("tulu_lite.rollout.adapter_kernels").use_them()
     gc.freeze()
     gc.enable()
@@ -102,6 +102,8 @@ def _own_devices(spec: dict[str, Any]) -> None:
     """Of several copies on one machine, each takes its share of the GPUs there are, in order."""
     settings = spec["settings"]
     if settings["devices"] is not None and _cuda_build():
+        from ..recipe.placement import visible  # the recipe's models take half a second that few starts need
+
         os.environ["CUDA_VISIBLE_DEVICES"] = visible(settings["devices"], os.environ)
     if settings["replicas"] > 1 and settings["device"] != "cpu" and _cuda_build():
         count, first = settings["tensor_parallel"], spec.get("replica", 0) * settings["tensor_parallel"]

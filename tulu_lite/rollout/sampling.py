@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import TuluLiteError
 from ..records import Prompt
+from .lean import FLAT
 from .state import ServerState
 
 # What each setting is when it changes nothing. With any other value the logprobs kept are those of a distribution
@@ -100,6 +101,7 @@ def request_body(prompt: Prompt, sampling: Sampling, n: int, seed: int) -> dict[
         "detokenize": False,
         "ignore_eos": True,  # what ends a response is said here, not in a config file
         "stop_token_ids": list(sampling.stop_token_ids),
+        **FLAT,
     }
     for name in (
         "repetition_penalty",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
@@ -18,6 +20,7 @@ from aiohttp import web
 from tulu_lite.errors import ServerError, TuluLiteError
 from tulu_lite.records import Prompt
 from tulu_lite.rollout.client import RolloutClient, Sampling, request_seed
+from tulu_lite.rollout.lean import FLAG, NO_LOGPROB, sampled_logprobs
 from tulu_lite.rollout.process import start_time
 from tulu_lite.rollout.state import ServerState, write_state
 
@@ -239,6 +242,36 @@ def test_a_refused_request_is_an_error_at_once(serve, client):
     assert server.requests == 1
 
 
+def test_lean_answers_say_the_same(serve, client):
+    asked = []
+
+    async def lean(server, number, body):
+        data = answer(body)
+        asked.append(body["sampling_params"])
+        for choice in data["choices"]:
+            choice["logprobs"] = [entry["logprob"] for entry in choice["logprobs"]["content"]]
+        return web.json_response(data)
+
+    serve(lean)
+    assert tokens_of(client.generate(PROMPTS[:3], SAMPLING)) == expected(PROMPTS[:3], SAMPLING)
+    assert all(parameters["extra_args"] == {FLAG: True} for parameters in asked)
+
+
+@pytest.mark.parametrize(
+    ("ids", "token_ids", "logprobs", "found"),
+    [
+        ([7, 8], [7, 8], [-0.5, -2.0], [-0.5, -2.0]),
+        ([7, 8], [7, 9], [-0.5, -2.0], [-0.5, NO_LOGPROB]),  # of another token
+        ([7, 8], [7, 8], [float("nan"), -math.inf], [NO_LOGPROB, NO_LOGPROB]),
+    ],
+)
+def test_what_has_no_logprob_is_said(ids, token_ids, logprobs, found):
+    flat = SimpleNamespace(start_indices=[0, 1], token_ids=token_ids, logprobs=logprobs)
+    assert sampled_logprobs(ids, flat) == found
+    with pytest.raises(ValueError, match="zip"):
+        sampled_logprobs(ids[:1], flat)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -249,6 +282,8 @@ def test_a_refused_request_is_an_error_at_once(serve, client):
         (lambda c: c.update(weight_versions=None), "cannot be read"),
         (lambda c: c["logprobs"]["content"].pop(), "logprobs are of other tokens"),
         (lambda c: c["logprobs"]["content"][0].update(logprob=-9999.0), "not finite"),
+        (lambda c: c.update(logprobs=[-0.5, -0.5]), "2 logprobs for 3 tokens"),
+        (lambda c: c.update(logprobs=[-0.5, -0.5, -9999.0]), "not finite"),
         (lambda c: c.update(index=1), "asked for 2 responses"),
         (lambda c: c.update(finish_reason="error"), "ended by 'error'"),
     ],
