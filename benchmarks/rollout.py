@@ -1,6 +1,6 @@
 """The rollout server's speed: against vLLM's own offline engine, to readiness, shared by adapters, shared in turns.
 
-    python benchmarks/rollout.py [--model DIR]
+    python benchmarks/rollout.py [--model DIR] [--parts server,adapters]
 
 Each ratio is of measurements taken in rotation in this run, on the same requests and settings, and is the middle of the
 rounds' own ratios: a machine whose speed drifts meets both sides alike. Results go to benchmarks/results/rollout.json
@@ -40,7 +40,7 @@ CASES = {
     "skewed": (32, 4, 160, True),
 }
 ROUNDS = 15
-SHARED_TOKENS = 20_000  # that each way of sharing samples in all: runs of a second are many, longer ones few
+SHARED_TOKENS = 10_000  # that each way of sharing samples in all: runs of a second are many, longer ones few
 
 
 def prompts_of(count: int, vocabulary: int) -> list[Prompt]:
@@ -185,8 +185,12 @@ def adapters(client: RolloutClient, model: Path, vocabulary: int) -> dict[str, d
         adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
         tensors = get_peft_model_state_dict(adapted)
         push_adapter(client, tensors.items(), adapted.peft_config["default"].to_dict(), f"seed-{seed}", 1)
-    sizes = ((1, 2), (1, 4), (2, 4), (4, 4), (16, 4))  # prompts, responses of each
-    return {str(n * prompts): _shared(client, prompts_of(prompts, vocabulary), n) for prompts, n in sizes}
+    sizes = ((1, 1), (1, 2), (1, 4), (2, 4), (4, 4), (16, 4))  # prompts, responses of each
+    told = {}
+    for prompts, n in sizes:
+        told[str(n * prompts)] = _shared(client, prompts_of(prompts, vocabulary), n)
+        print(n * prompts, told[str(n * prompts)], flush=True)
+    return told
 
 
 def _shared(client: RolloutClient, prompts: list[Prompt], n: int) -> dict[str, float]:
@@ -304,38 +308,51 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def alone(folder: Path, model: Path, vocabulary: int) -> dict[str, Any]:
+    """A server without adapters: until it is ready, beside the offline engine, in turns."""
+    result: dict[str, Any] = {}
+    # The first reads vLLM's code from the disk, unless it has been read before.
+    started = time.monotonic()
+    with RolloutServer(ServerSettings(**SETTINGS), model, folder / "0", folder / "0.log") as server:
+        server.wait_ready()
+        result["first_ready_s"] = time.monotonic() - started
+    started = time.monotonic()
+    with RolloutServer(ServerSettings(**SETTINGS), model, folder / "a", folder / "a.log") as server:
+        server.wait_ready()
+        result["ready_s"] = time.monotonic() - started
+        with RolloutClient(server.state_file) as client:
+            some = client.generate(prompts_of(16, vocabulary), sampling_of("short", 0))
+            result["throughput"] = throughput(client, model, vocabulary, now_and_then(some), folder)
+        result["turns"] = turns(server, model, vocabulary)
+        print(f"in turns: {result['turns']}", flush=True)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "data" / "quickstart" / "base")
-    model = parser.parse_args().model.resolve()
+    parser.add_argument("--parts", default="server,adapters", help="by comma; what the others found is kept")
+    given = parser.parse_args()
+    model, parts = given.model.resolve(), given.parts.split(",")
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-    result: dict[str, Any] = {"model": model.name, "cpus": os.cpu_count(), "load_before": os.getloadavg()[0]}
+    out = ROOT / "benchmarks" / "results"
+    result: dict[str, Any] = (
+        json.loads((out / "rollout.json").read_text()) if parts != ["server", "adapters"] else {}
+    )
+    result |= {"model": model.name, "cpus": os.cpu_count(), "load_before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # The first reads vLLM's code from the disk, unless it has been read before.
-        started = time.monotonic()
-        with RolloutServer(ServerSettings(**SETTINGS), model, folder / "0", folder / "0.log") as server:
-            server.wait_ready()
-            result["first_ready_s"] = time.monotonic() - started
-        started = time.monotonic()
-        with RolloutServer(ServerSettings(**SETTINGS), model, folder / "a", folder / "a.log") as server:
-            server.wait_ready()
-            result["ready_s"] = time.monotonic() - started
-            with RolloutClient(server.state_file) as client:
-                some = client.generate(prompts_of(16, vocabulary), sampling_of("short", 0))
-                ending = now_and_then(some)
-                result["throughput"] = throughput(client, model, vocabulary, ending, folder)
-            result["turns"] = turns(server, model, vocabulary)
-            print(f"in turns: {result['turns']}", flush=True)
-        settings = ServerSettings(**SETTINGS, max_loras=3, max_lora_rank=8)
-        started = time.monotonic()
-        with RolloutServer(settings, model, folder / "b", folder / "b.log") as server:
-            server.wait_ready()
-            result["ready_with_adapters_s"] = time.monotonic() - started
-            with RolloutClient(server.state_file) as client:
-                result["adapters"] = adapters(client, model, vocabulary)
+        if "server" in parts:
+            result |= alone(folder, model, vocabulary)
+        if "adapters" in parts:
+            settings = ServerSettings(**SETTINGS, max_loras=3, max_lora_rank=8)
+            started = time.monotonic()
+            with RolloutServer(settings, model, folder / "b", folder / "b.log") as server:
+                server.wait_ready()
+                result["ready_with_adapters_s"] = time.monotonic() - started
+                with RolloutClient(server.state_file) as client:
+                    result["adapters"] = adapters(client, model, vocabulary)
     result["load_after"] = os.getloadavg()[0]
-    out = ROOT / "benchmarks" / "results"
     (out / "rollout.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "rollout.md").write_text(
         f"# The rollout server's speed\n\nModel `{result['model']}`, {result['cpus']} CPU cores, one engine with one "

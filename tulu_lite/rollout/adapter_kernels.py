@@ -1,15 +1,16 @@
 """LoRA products on the CPU, in place of vLLM's own.  [vLLM 0.32: lora/punica_wrapper/punica_cpu.py]
 
 vLLM's gather one copy of the adapter's matrix for every token of the batch, and give a token without an adapter
-(index -1) that of the last slot. Here each adapter of the batch is multiplied with all its rows at once, what that
-gives for the rows of others is dropped, and which rows are whose is worked out once a step. Rows are filled up to a
-multiple of 16, because matrix kernels for very few rows round otherwise: so a response does not depend on how many
-others of its adapter are in the batch.
+(index -1) that of the last slot. Here each adapter of the batch is multiplied with all its own rows at once, and which
+rows are whose is worked out once a step. Rows are filled up to a multiple of 16, because matrix kernels for very few
+rows round otherwise: so a response does not depend on how many others of its adapter are in the batch. Of a small
+layer with several slices (q, k and v in one) two products do for all of them: at small batches it is the number of
+operations that costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,28 +19,32 @@ from torch import Tensor
 
 ROWS = 16
 
-Batch = list[
-    tuple[int, Tensor | None]
-]  # slots that occur, each with the rows of others, [rows, 1]; None: no others
-Factors = list[
-    list[tuple[Tensor, ...]]
-]  # per slot, per slice of the output: what the rows are multiplied by in turn
+Batch = list[tuple[int, slice | Tensor]]  # slots that occur, each with its rows: neighbours, or their numbers
+Slices = list[tuple[Tensor, ...]]  # per slice of the output: what the rows are multiplied by in turn
+Factors = Sequence[Slices] | Mapping[int, Slices]  # by slot
+SMALL = 1 << 18  # elements of a matrix that is made of several
 
 
 def batch_of(indices: Tensor, rows: int) -> Batch:
-    """The slots that occur in a batch of `rows`, each with a mask of the rows that are not its own.
+    """The slots that occur in a batch of `rows`, each with its rows.
 
     indices: [tokens], the slot of each token, -1: none.
     """
-    found = indices[:rows].tolist()
-    found += [-1] * (rows - len(found))
-    slots = sorted(set(found) - {-1})
-    if len(slots) == 1 and -1 not in found:
-        return [(slots[0], None)]
-    return [(slot, torch.tensor([other != slot for other in found])[:, None]) for slot in slots]
+    own: dict[int, list[int]] = {}
+    for row, slot in enumerate(indices[:rows].tolist()):
+        if slot >= 0:
+            own.setdefault(slot, []).append(row)
+    return [(slot, _neighbours(numbers)) for slot, numbers in sorted(own.items())]
 
 
-def factors_of(*stacks: Sequence[Tensor]) -> Factors:
+def _neighbours(numbers: list[int]) -> slice | Tensor:
+    """Requests of one seed come together, so that their rows mostly lie together and need not be gathered."""
+    if numbers[-1] - numbers[0] + 1 == len(numbers):
+        return slice(numbers[0], numbers[-1] + 1)
+    return torch.tensor(numbers)
+
+
+def factors_of(*stacks: Sequence[Tensor]) -> list[Slices]:
     """The transposed matrices of each slot and slice, as views: what is loaded into a slot later shows in them.
 
     stacks: A's, then B's (or B's alone), per slice of the output [slots, 1, out, in].
@@ -50,41 +55,90 @@ def factors_of(*stacks: Sequence[Tensor]) -> Factors:
     ]
 
 
+def in_one(slices: Slices, columns: int) -> Slices:
+    """The same as one slice of at most `columns`: the A's side by side, the B's as blocks of one matrix. Copies: they do
+    not change with what is loaded later. Slices that are alone, or too large for zeros to cost nothing, stay as they are.
+    """
+    if len(slices) == 1 or len(slices[0]) != 2:
+        return slices
+    wide = min(sum(b.shape[1] for _, b in slices), columns)
+    if wide * sum(len(b) for _, b in slices) > SMALL:
+        return slices
+    blocks = torch.block_diag(*(b for _, b in slices))[:, :wide].contiguous()
+    return [(torch.cat([a for a, _ in slices], 1), blocks)]
+
+
+class Layer(Mapping[int, Slices]):
+    """What one layer holds, by slot, for an output of `columns`.
+
+    loads: a list whose length says how often an adapter has been loaded into any slot: what was made before is stale.
+    """
+
+    def __init__(self, stacks: Sequence[Sequence[Tensor]], columns: int, loads: list[None]) -> None:
+        self._views, self._columns, self._loads = factors_of(*stacks), columns, loads
+        self._made: dict[int, tuple[int, Slices]] = {}
+
+    def __getitem__(self, slot: int) -> Slices:
+        made = self._made.get(slot)
+        if made is None or made[0] != len(self._loads):
+            made = self._made[slot] = len(self._loads), in_one(self._views[slot], self._columns)
+        return made[1]
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __iter__(self) -> Any:
+        return iter(range(len(self)))
+
+
 def add_products(output: Tensor, x: Tensor, factors: Factors, batch: Batch, scaling: float = 1.0) -> None:
     """output[:, slice] += scaling * x A^T B^T of each row's own adapter, slice by slice, in place.
 
     output: [rows, columns]; x: [rows, in]. Rows of other adapters and of none are left as they are, to the bit and
     whatever this adapter holds: one that has become NaN harms its own alone.
     """
-    missing = -len(x) % ROWS
-    padded = F.pad(x, (0, 0, 0, missing)) if missing else x
-    for slot, others in batch:
+    for slot, rows in batch:
+        own = x[rows]
+        count, missing = len(own), -len(own) % ROWS
+        padded = F.pad(own, (0, 0, 0, missing)) if missing else own
         start = 0
         for matrices in factors[slot]:
             product = padded
             for matrix in matrices:
                 product = product.to(matrix.dtype) @ matrix
             width = min(product.shape[1], output.shape[1] - start)
-            product = product[: len(x), :width]
+            product = product[:count, :width]
             if scaling != 1.0:
                 product *= scaling
-            if others is not None:
-                product.masked_fill_(others, 0.0)
-            output.narrow(1, start, width).add_(product)
+            columns = output.narrow(1, start, width)
+            if isinstance(rows, slice):
+                columns[rows].add_(product)
+            else:
+                columns[rows] = columns[rows].add_(product)
             start += width
 
 
 def use_them() -> None:
     """Have vLLM's CPU backend use these."""
+    from vllm.lora.model_manager import LoRAModelManager
     from vllm.lora.punica_wrapper import punica_cpu
 
     wrapper: Any = punica_cpu.PunicaWrapperCPU
+    manager: Any = LoRAModelManager
+    activate = manager.activate_adapter
+    loads: list[None] = []
+
+    def activate_adapter(self: Any, lora_id: int) -> bool:
+        """Every adapter that comes into a slot comes this way."""
+        loads.append(None)
+        return activate(self, lora_id)
+
     init, update_metadata = wrapper.__init__, wrapper.update_metadata
 
     def make(self: Any, *arguments: Any, **named: Any) -> None:
         init(self, *arguments, **named)
         self.batches = {}  # {(tokens or samples, rows): Batch} of this step
-        self.factors = {}  # {id of what a layer holds: (that, Factors)}; vLLM allocates them once
+        self.layers = {}  # {id of what a layer holds: (that, Layer)}; vLLM allocates them once
 
     def update(self: Any, *arguments: Any, **named: Any) -> None:
         """Before a step: vLLM says which token has which slot."""
@@ -98,9 +152,9 @@ def use_them() -> None:
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         if (which, len(x)) not in self.batches:
             self.batches[which, len(x)] = batch_of(getattr(self, which), len(x))
-        if id(layer) not in self.factors:
-            self.factors[id(layer)] = layer, factors_of(*stacks)
-        add_products(y, x, self.factors[id(layer)][1], self.batches[which, len(x)], scale)
+        if id(layer) not in self.layers:
+            self.layers[id(layer)] = layer, Layer(stacks, y.shape[-1], loads)
+        add_products(y, x, self.layers[id(layer)][1], self.batches[which, len(x)], scale)
 
     def add_lora_linear(
         self: Any, y: Tensor, x: Tensor, a: Any, b: Any, scale: float, *_: Any, **__: Any
@@ -117,6 +171,7 @@ def use_them() -> None:
     ) -> None:
         add(self, "sampler_indices", y, x, scale, b, [a], [b])
 
+    manager.activate_adapter = activate_adapter
     wrapper.__init__ = make
     wrapper.update_metadata = update
     wrapper.add_lora_linear = add_lora_linear

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tulu_lite.rollout.adapter_kernels import add_products, batch_of, factors_of
+from tulu_lite.rollout import adapter_kernels
+from tulu_lite.rollout.adapter_kernels import Layer, add_products, batch_of, factors_of
+
+
+@pytest.fixture(params=["in one", "slice by slice"], autouse=True)
+def size(request, monkeypatch):
+    """Layers with several slices, small ones and others."""
+    if request.param == "slice by slice":
+        monkeypatch.setattr(adapter_kernels, "SMALL", 0)
 
 
 @pytest.fixture
@@ -18,7 +26,8 @@ def parts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def two_slices(x, a, b, indices, scale=1.0):
     """To a [rows, 60] of ones: A and B in the first 48 columns, in the rest A and twice B's first rows."""
     out = torch.ones(len(x), 60)
-    add_products(out, x, factors_of([a, a], [b, 2 * b[:, :, :12]]), batch_of(indices, len(x)), scale)
+    layer = Layer([[a, a], [b, 2 * b[:, :, :12]]], 60, [])
+    add_products(out, x, layer, batch_of(indices, len(x)), scale)
     return out
 
 
@@ -65,6 +74,26 @@ def test_what_is_loaded_into_a_slot_later_counts(parts):
     out = torch.ones(40, 48)
     add_products(out, x, held, batch_of(torch.full((40,), 1), 40))
     assert torch.equal(out, torch.ones(40, 48))
+
+
+def test_what_is_loaded_counts_in_a_layer_of_slices_too(parts):
+    x, a, b = parts
+    loads = []
+    layer = Layer([[a, a], [b, b]], 80, loads)  # of 96 columns, which the output is padded to
+    batch = batch_of(torch.full((40,), 1), 40)
+
+    def output():
+        out = torch.ones(40, 80)
+        add_products(out, x, layer, batch)
+        return out
+
+    before = output()
+    want = 1 + x @ a[1, 0].T @ b[1, 0].T
+    assert torch.allclose(before, torch.cat([want, want[:, :32]], 1), atol=1e-4)
+    a[1] *= 2
+    loads.append(None)
+    assert torch.allclose(output() - 1, 2 * (before - 1), atol=1e-4)
+    assert len(layer[1]) == (2 if adapter_kernels.SMALL == 0 else 1)
 
 
 def test_one_matrix_alone_as_for_embeddings_and_only_the_columns_that_both_have(parts):
