@@ -129,9 +129,14 @@ def use_them() -> None:
     loads: list[None] = []
 
     def activate_adapter(self: Any, lora_id: int) -> bool:
-        """Every adapter that comes into a slot comes this way."""
-        loads.append(None)
-        return activate(self, lora_id)
+        """Every adapter that comes into a slot comes this way; those that are there already are asked for too, each step."""
+        came = True
+        try:
+            came = activate(self, lora_id)
+        finally:
+            if came:
+                loads.append(None)
+        return came
 
     init, update_metadata = wrapper.__init__, wrapper.update_metadata
 
