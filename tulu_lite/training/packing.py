@@ -150,7 +150,8 @@ def families(lengths: Sequence[int], begin: Sequence[Beginning] | None) -> list[
     found: dict[Any, list[int]] = {}
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         shares = begin is not None and begin[i][1] >= LEAST_SHARED
-        found.setdefault(("of", begin[i][0]) if begin is not None and shares else ("alone", i), []).append(i)
+        family = ("of", begin[i][0]) if begin is not None and shares else ("alone", i)
+        found.setdefault(family, []).append(i)
     return list(found.values())
 
 
@@ -183,10 +184,10 @@ def micro_batches_of(
     packing: Packing, lengths: Sequence[int], max_tokens: int, begin: Sequence[Beginning] | None = None
 ) -> list[list[int]]:
     """Indices of the items of each forward pass, of at most max_tokens as the packing counts them: padding included where
-    rows are padded. begin: see micro_batches; None where nothing is shared."""
+    rows are padded. begin: see micro_batches; it counts for varlen alone, since nothing else shares."""
     if packing == "bucket":
         return pack_by_length(lengths, max_tokens)
-    return micro_batches(lengths, max_tokens, begin)
+    return micro_batches(lengths, max_tokens, begin if packing == "varlen" else None)
 
 
 def compiled_around() -> None:

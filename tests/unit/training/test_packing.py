@@ -32,7 +32,7 @@ from tulu_lite.training import logprobs
 from tulu_lite.training import row as module
 from tulu_lite.training.logprobs import LogprobModel, summed_logprobs, token_logprobs
 from tulu_lite.training.model import load_model
-from tulu_lite.training.packing import micro_batches
+from tulu_lite.training.packing import micro_batches, micro_batches_of
 from tulu_lite.training.proof import choose_packing
 
 V = 37
@@ -244,6 +244,12 @@ def test_micro_batches_hold_real_tokens(lengths: list[int], most: int) -> None:
         assert sum(lengths[i] for i in part) <= most or len(part) == 1
     order = [lengths[i] for part in parts for i in part]
     assert order == sorted(order)
+
+
+def test_only_varlen_counts_a_beginning_once() -> None:
+    lengths, begin = [20, 20, 20], [("a", 18)] * 3
+    assert micro_batches_of("varlen", lengths, 24, begin) == [[0, 1, 2]]
+    assert micro_batches_of("block", lengths, 24, begin) == [[0], [1], [2]]
 
 
 def test_micro_batches_by_hand() -> None:
