@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,10 @@ def fork(stage_main: Any, file: Path, step: Step) -> int:
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
+        if not isinstance(error.code, int):
+            print(error, flush=True)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,6 +199,10 @@ def _fork(folder: Path, step: Step) -> int:
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
+        if not isinstance(error.code, int):
+            print(error, flush=True)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
