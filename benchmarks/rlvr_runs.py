@@ -29,6 +29,7 @@ from tulu_lite.stages.metrics import MetricsLog
 
 ROOT = Path(__file__).resolve().parents[1]
 NEVER = ("<unk>", 3)  # a token that the model never samples
+torch.set_num_threads(1)  # runs are forks of this process, and a fork of one that has a pool of threads hangs in its own
 RUN_SECONDS = 280.0  # that one run may take
 READY_SECONDS = 180.0
 PARTS = ("sample_s", "verify_s", "train_s", "push_s")  # what a step is for; the rest is overhead
@@ -168,6 +169,7 @@ def train(
             running[_fork(folder, step)] = (step, time.monotonic())
         for pid, (step, began) in list(running.items()):
             if time.monotonic() - began > RUN_SECONDS:
+                print(f"{step.id} took more than {RUN_SECONDS:.0f} s", flush=True)
                 os.kill(pid, 9)
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
