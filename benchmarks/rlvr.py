@@ -35,7 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in a stage's own process: read when torch is first imported
+# as in a stage's own process; it is read when torch is first imported
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import rlvr_runs as ours  # noqa: E402
 from rlvr_report import page, plot, table  # noqa: E402
@@ -61,7 +62,8 @@ class Peer:
     """TRL in its own environment: one process that does jobs (rlvr_trl.py)."""
 
     def __init__(self, python: Path, folder: Path) -> None:
-        ours_alone = ("PYTHONPATH", "OMP_WAIT_POLICY")  # spinning threads suit a process that has the machine for itself
+        # threads that spin suit a process that has the machine for itself
+        ours_alone = ("PYTHONPATH", "OMP_WAIT_POLICY")
         environment = {name: value for name, value in os.environ.items() if name not in ours_alone}
         self.log = (folder / "trl.log").open("w")
         self.process = subprocess.Popen(

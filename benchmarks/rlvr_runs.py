@@ -29,7 +29,8 @@ from tulu_lite.stages.metrics import MetricsLog
 
 ROOT = Path(__file__).resolve().parents[1]
 NEVER = ("<unk>", 3)  # a token that the model never samples
-torch.set_num_threads(1)  # runs are forks of this process, and a fork of one that has a pool of threads hangs in its own
+# runs are forks of this process, and a fork of one that has a pool of threads hangs in its own
+torch.set_num_threads(1)
 RUN_SECONDS = 280.0  # that one run may take
 READY_SECONDS = 180.0
 PARTS = ("sample_s", "verify_s", "train_s", "push_s")  # what a step is for; the rest is overhead
