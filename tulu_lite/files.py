@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,6 +54,34 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         if temporary is not None:
             with suppress_os_errors():
                 os.unlink(temporary)
+
+
+@contextmanager
+def locked(
+    path: Path, wait_s: float, refusal: Callable[[], Exception], poll_s: float = 0.02
+) -> Iterator[None]:
+    """Hold a lock file; the kernel lets go of it when its holder ends. refusal: what is raised when another holds it for
+    longer than wait_s seconds.
+
+    Whoever took it unlocks it, not only closes it: a process that was forked meanwhile has the same open file, and would
+    hold on as long as it lives.
+    """
+    pid = os.getpid()
+    with path.open("a") as file:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise refusal() from None
+                time.sleep(poll_s)
+        try:
+            yield
+        finally:
+            if os.getpid() == pid:
+                fcntl.flock(file.fileno(), fcntl.LOCK_UN)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TuluLiteError
-from ..files import explain_os_error
+from ..files import explain_os_error, suppress_os_errors
 from .store import Store, StoreWriter, open_store
 
 WAIT_S = 4 * 3600.0  # for another process that is tokenizing the same rows
@@ -97,6 +97,10 @@ class TokenCache:
                     break
             yield
         finally:
+            with (
+                suppress_os_errors()
+            ):  # a process that was forked meanwhile has it open too, so closing is not enough
+                fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
 
 

@@ -7,16 +7,13 @@ mixes two versions. No torch.
 
 from __future__ import annotations
 
-import fcntl
 import re
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import TuluLiteError
-from ..files import read_json, write_json
+from ..files import locked, read_json, write_json
 from .state import UpdateHeld
 
 ADAPTERS_FILE = "adapters.json"
@@ -74,16 +71,6 @@ def _write(folder: Path, adapters: dict[str, Adapter]) -> None:
     write_json(folder / ADAPTERS_FILE, {name: asdict(adapter) for name, adapter in adapters.items()})
 
 
-@contextmanager
-def _locked(folder: Path, wait_s: float) -> Iterator[None]:
-    deadline = time.monotonic() + wait_s
-    with (folder / "adapters.lock").open("a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise UpdateHeld(f"{folder / 'adapters.lock'} was held for {wait_s:.0f} s") from None
-                time.sleep(0.01)
-        yield
+def _locked(folder: Path, wait_s: float) -> AbstractContextManager[None]:
+    lock = folder / "adapters.lock"
+    return locked(lock, wait_s, lambda: UpdateHeld(f"{lock} was held for {wait_s:.0f} s"))

@@ -12,16 +12,15 @@ lease/weights.json whose weights the server holds (`Held`)
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import ServerError, TuluLiteError
-from ..files import read_json, write_json
+from ..files import locked, read_json, write_json
 from .process import is_alive, start_time
 
 POLL_S = 0.02
@@ -130,25 +129,19 @@ def _ticket(folder: Path, number: int) -> Path:
     return folder / FOLDER / f"{number:09d}.json"
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """For moments only; the kernel frees it when its process dies."""
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    with (folder / FOLDER / "lock").open("a") as lock:
-        deadline = time.monotonic() + 60.0
-        while True:
-            try:
-                fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TuluLiteError(
-                        f"{folder / FOLDER / 'lock'} is held for more than a minute",
-                        "a process that holds it is stopped (state T)",
-                        f"continue or end it; `fuser {folder / FOLDER / 'lock'}` names it",
-                    ) from None
-                time.sleep(POLL_S / 4)
-        yield
+def _locked(folder: Path) -> AbstractContextManager[None]:
+    """For moments only."""
+    lock = folder / FOLDER / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+
+    def held() -> TuluLiteError:
+        return TuluLiteError(
+            f"{lock} is held for more than a minute",
+            "a process that holds it is stopped (state T)",
+            f"continue or end it; `fuser {lock}` names it",
+        )
+
+    return locked(lock, 60.0, held, POLL_S / 4)
 
 
 # Whose weights the server holds

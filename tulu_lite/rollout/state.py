@@ -9,7 +9,6 @@ requests/*.json    what clients ask of the owner: a restart, or another model
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ServerError
-from ..files import read_json, write_json
+from ..files import locked, read_json, write_json
 from .process import is_alive, start_time
 
 Phase = Literal["starting", "ready", "restarting", "failed", "stopped"]
@@ -124,8 +123,11 @@ def update_under_way(folder: Path, wait_s: float, lasts_s: float) -> Iterator[No
 
     Raises UpdateHeld when another update does not end within `wait_s`. The hold ends with its process.
     """
-    with (folder / "update.lock").open("a") as lock:
-        _lock(lock.fileno(), wait_s)
+
+    def held() -> UpdateHeld:
+        return UpdateHeld(f"another weight update held the rollout server for {wait_s:.0f} s")
+
+    with locked(folder / "update.lock", wait_s, held):
         file = folder / "update.json"
         pid = os.getpid()
         write_json(file, {"pid": pid, "started": start_time(pid), "until": time.time() + lasts_s})
@@ -137,20 +139,6 @@ def update_under_way(folder: Path, wait_s: float, lasts_s: float) -> Iterator[No
 
 class UpdateHeld(ServerError):
     """Another weight update holds the server."""
-
-
-def _lock(handle: int, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise UpdateHeld(
-                    f"another weight update held the rollout server for {seconds:.0f} s"
-                ) from None
-            time.sleep(0.02)
 
 
 def update_until(folder: Path) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from tulu_lite.errors import TuluLiteError
+from tulu_lite.files import locked
 from tulu_lite.recipe.server import ServerSettings
 from tulu_lite.rollout.answers import weight_versions
 from tulu_lite.rollout.checkpoint import (
@@ -171,6 +173,38 @@ def test_one_update_at_a_time(tmp_path):
         with pytest.raises(UpdateHeld, match="another weight update"), update_under_way(tmp_path, 0.1, 5.0):
             pass
     assert update_until(tmp_path) == 0.0
+
+
+def test_an_update_that_is_over_is_not_held_by_a_process_that_was_forked_during_it(tmp_path):
+    with update_under_way(tmp_path, 1.0, 5.0):
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with update_under_way(tmp_path, 0.1, 5.0):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_forked_process_that_leaves_the_block_does_not_end_the_hold_of_its_parent(tmp_path):
+    def refusal() -> Exception:
+        return TimeoutError()
+
+    pid = os.getpid()
+    try:
+        with locked(tmp_path / "lock", 1.0, refusal):
+            child = os.fork()
+            if not child:
+                raise KeyError
+            os.waitpid(child, 0)
+            with pytest.raises(TimeoutError), locked(tmp_path / "lock", 0.1, refusal):
+                pass
+    finally:
+        if os.getpid() != pid:
+            os._exit(0)
 
 
 def spec(model: Path, **settings) -> dict:
