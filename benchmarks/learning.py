@@ -183,7 +183,7 @@ def compare(file: Path, before: dict[str, float]) -> dict[str, Any]:
     return found
 
 
-def table(found: dict[str, Any], steps: int, minutes: float) -> str:
+def table(found: dict[str, Any], steps: int) -> str:
     def percent(one: dict[str, Any], sign: str = "") -> str:
         estimate = Estimate(**{name: one[name] for name in ("value", "low", "high", "n")})
         return " ".join(
@@ -198,7 +198,7 @@ def table(found: dict[str, Any], steps: int, minutes: float) -> str:
         "",
         f"Greedy accuracy in % on the quickstart's {found['start']['n']} test prompts after {steps} steps of 16 prompts x 8",
         "samples from its DPO model; 95 % intervals over prompts and seeds, gains paired by prompt. Made by",
-        f"`python benchmarks/learning.py` ({minutes:.0f} minutes).",
+        "`python benchmarks/learning.py`.",
         "",
         "| method | seeds | accuracy | gain over the start | each seed | seconds a run |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -230,7 +230,6 @@ def main() -> None:
     only = [name for name in given.only.split(",") if name]
     if unknown := set(only) - METHODS.keys():
         parser.error(f"no such method: {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
-    began = time.monotonic()
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     evaluation = prepare(folder)
@@ -247,8 +246,8 @@ def main() -> None:
         finally:
             server.stop()
     found = compare(file, start_scores(evaluation))
-    found |= {"steps": given.steps, "minutes": (time.monotonic() - began) / 60}
-    text = table(found, given.steps, found["minutes"])
+    found |= {"steps": given.steps}
+    text = table(found, given.steps)
     print(text)
     if given.seeds >= 5 and len(only) == len(METHODS):
         given.results.mkdir(parents=True, exist_ok=True)
