@@ -42,6 +42,12 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def _round(number: int, one: dict[str, Any]) -> str:
+    in_turn = one["in_turn_by_threads"]
+    told = ", ".join(f"{threads}: {rate:.2f}" for threads, rate in in_turn.items())
+    return f"| {number} | {told} | {one['at_once']:.2f} | {one['at_once'] / max(in_turn.values()):.2f} |"
+
+
 def page(found: dict[str, Any], runs: int) -> str:
     lines = ["# The speed of an RLVR step", "", table(found), ""]
     lines.append(
@@ -55,8 +61,12 @@ def page(found: dict[str, Any], runs: int) -> str:
     if "seeds" in found:
         lines += [
             "",
-            "Seeds: one server with one engine; at once each trainer has one thread, in turn as many as were faster "
-            f"(steps/s by threads: {found['seeds']['in_turn_by_threads']}).",
+            "Seeds: one server with one engine; at once each trainer has one thread, in turn as many as were faster. The "
+            "machine's speed drifts, so all of it was done in rounds; steps/s:",
+            "",
+            "| round | in turn, by threads | at once | ratio |",
+            "| --- | --- | --- | --- |",
+            *(_round(number, one) for number, one in enumerate(found["seeds"]["rounds"], 1)),
         ]
     if "growth" in found:
         lines += [
