@@ -1,175 +1,151 @@
 """LoRA products on the CPU, in place of vLLM's own.  [vLLM 0.32: lora/punica_wrapper/punica_cpu.py]
 
 vLLM's gather one copy of the adapter's matrix for every token of the batch, and give a token without an adapter
-(index -1) that of the last slot. Here two products do for all adapters of a small layer, and for all its slices (q, k
-and v in one): the A's of all slots side by side, of whose results every row keeps its own adapter's, and the B's below
-each other. At small batches it is the number of operations that costs, and theirs does not grow with the adapters. In a
-large layer each adapter is multiplied with its own rows.
-
-Rows are filled up to a multiple of 16, because matrix kernels for very few rows round otherwise: so a response does not
-depend on what else is in the batch.
+(index -1) that of the last slot. Here the rows of a batch are gathered by their adapter, each adapter is multiplied with
+all its own, and the products are put back: one gathering and one putting back for all adapters together, since at small
+sizes it is the number of operations that costs. How is worked out once a step. An adapter's rows are filled up to a
+multiple of 16, because matrix kernels for very few rows round otherwise: so a response does not depend on how many
+others of its adapter are in the batch. Of a small layer with several slices (q, k and v in one) two products do for all
+of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 ROWS = 16
-WIDE = 256  # columns of all the A's side by side: more of them cost more than the operations saved
-SMALL = 1 << 18  # elements of a matrix that is made of several
 
 Slices = list[tuple[Tensor, ...]]  # per slice of the output: what the rows are multiplied by in turn
+Factors = Sequence[Slices] | Mapping[int, Slices]  # by slot
+SMALL = 1 << 18  # elements of a matrix that is made of several
 
 
-class Batch:
-    """Which row of a step's batch has which adapter.
+class Batch(NamedTuple):
+    """Where the rows of a batch go.
+
+    blocks: (slot, from, to) of each adapter that occurs, in gathered rows; none: nothing is to be done.
+    gathered: how many rows those are, each block filled up.
+    take: [gathered], the row of the batch that each is; None: they are the batch as it is.
+    back: [rows], the gathered row of each, `gathered` itself for a row without an adapter; None: the first ones.
+    """
+
+    blocks: list[tuple[int, int, int]]
+    gathered: int
+    take: Tensor | None
+    back: Tensor | None
+
+
+def batch_of(indices: Tensor, rows: int) -> Batch:
+    """What to do with a batch of `rows`.
 
     indices: [tokens], the slot of each token, -1: none. Rows beyond them are nobody's.
     """
-
-    def __init__(self, indices: Tensor, rows: int) -> None:
-        self._slots = indices[:rows].tolist()
-        self._rows = rows
-        self._others: dict[tuple[int, int], Tensor] = {}
-
-    @cached_property
-    def own(self) -> list[tuple[int, slice | Tensor]]:
-        """The slots that occur, each with its rows: neighbours, or their numbers."""
-        rows_of: dict[int, list[int]] = {}
-        for row, slot in enumerate(self._slots):
-            if slot >= 0:
-                rows_of.setdefault(slot, []).append(row)
-        return [(slot, _neighbours(numbers)) for slot, numbers in sorted(rows_of.items())]
-
-    def others(self, slots: int, width: int) -> Tensor:
-        """[rows, filled up; slots * width]: whether a column is of another slot than the row's."""
-        if (slots, width) not in self._others:
-            own = self._slots + [-1] * (_filled(self._rows) - len(self._slots))
-            other = torch.tensor(own)[:, None] != torch.arange(slots)
-            self._others[slots, width] = other.repeat_interleave(width, 1)
-        return self._others[slots, width]
-
-
-def _neighbours(numbers: list[int]) -> slice | Tensor:
-    """Requests of one seed come together, so that their rows mostly lie together and need not be gathered."""
-    if numbers[-1] - numbers[0] + 1 == len(numbers):
-        return slice(numbers[0], numbers[-1] + 1)
-    return torch.tensor(numbers)
+    slots = indices[:rows].long()
+    order = torch.argsort(slots, stable=True)
+    blocks: list[tuple[int, int, int]] = []
+    parts: list[Tensor] = []
+    back, gathered, begin = None, 0, 0
+    for slot, count in zip(*(each.tolist() for each in slots.unique(return_counts=True)), strict=True):
+        own = order[begin : begin + count]
+        begin += count
+        if slot < 0:
+            continue
+        if count == rows:
+            back = None  # all of them, in order
+        else:
+            back = torch.full((rows,), -1) if back is None else back
+            back[own] = torch.arange(gathered, gathered + count)
+        filled = count + -count % ROWS
+        parts += [own, own[:1].expand(filled - count)]  # any row does: these products go nowhere
+        blocks.append((slot, gathered, gathered + filled))
+        gathered += filled
+    if back is not None:
+        back[back < 0] = gathered
+    as_it_is = back is None and gathered == rows
+    return Batch(blocks, gathered, None if as_it_is or not parts else torch.cat(parts), back)
 
 
-def _filled(rows: int) -> int:
-    return rows + -rows % ROWS
+def factors_of(*stacks: Sequence[Tensor]) -> list[Slices]:
+    """The transposed matrices of each slot and slice, as views: what is loaded into a slot later shows in them.
 
-
-def _fill(x: Tensor) -> Tensor:
-    """x [rows, in] with rows of zeros to a multiple of ROWS."""
-    missing = -len(x) % ROWS
-    return F.pad(x, (0, 0, 0, missing)) if missing else x
-
-
-class Together(NamedTuple):
-    """All adapters of a layer in two products.
-
-    down: [in, slots * width]; up: [slots * width, columns]; width: the ranks of a slot's slices added up.
-    bad: the slots that hold something not finite, which are zeros here: 0 * inf would harm the others' rows.
+    stacks: A's, then B's (or B's alone), per slice of the output [slots, 1, out, in].
     """
+    slices = list(zip(*stacks, strict=True))
+    return [
+        [tuple(w[slot, 0].T for w in matrices) for matrices in slices] for slot in range(len(stacks[0][0]))
+    ]
 
-    down: Tensor
-    up: Tensor
-    width: int
-    bad: frozenset[int]
+
+def in_one(slices: Slices, columns: int) -> Slices:
+    """The same as one slice of at most `columns`: the A's side by side, the B's as blocks of one matrix. Copies: they do
+    not change with what is loaded later. Slices that are alone, or too large for zeros to cost nothing, stay as they are.
+    """
+    if len(slices) == 1 or len(slices[0]) != 2:
+        return slices
+    wide = min(sum(b.shape[1] for _, b in slices), columns)
+    if wide * sum(len(b) for _, b in slices) > SMALL:
+        return slices
+    blocks = torch.block_diag(*(b for _, b in slices))[:, :wide].contiguous()
+    return [(torch.cat([a for a, _ in slices], 1), blocks)]
 
 
-class Layer:
-    """What one layer holds.
+class Layer(Mapping[int, Slices]):
+    """What one layer holds, by slot, for an output of `columns`.
 
-    stacks: A's, then B's (or B's alone), per slice of the output [slots, 1, out, in]; their memory is vLLM's.
-    columns: of the output, which can be fewer than the slices'.
     loads: a list whose length says how often an adapter has been loaded into any slot: what was made before is stale.
     """
 
     def __init__(self, stacks: Sequence[Sequence[Tensor]], columns: int, loads: list[None]) -> None:
-        slices = list(zip(*stacks, strict=True))
-        # Transposed, as views: what is loaded into a slot later shows in them.
-        self.slots: list[Slices] = [
-            [tuple(matrix[slot, 0].T for matrix in matrices) for matrices in slices]
-            for slot in range(len(stacks[0][0]))
-        ]
-        self._columns, self._loads = columns, loads
-        width = sum(matrices[0].shape[1] for matrices in self.slots[0])
-        across = len(self.slots) * width
-        deep = max(len(self.slots[0][0][0]), columns)
-        self._small = len(stacks) == 2 and across <= WIDE and across * deep <= SMALL
-        self._made: tuple[int, Together] | None = None
+        self._views, self._columns, self._loads = factors_of(*stacks), columns, loads
+        self._made: dict[int, tuple[int, Slices]] = {}
 
-    @property
-    def together(self) -> Together | None:
-        """None: too large for its zeros to cost nothing."""
-        if not self._small:
-            return None
-        if self._made is None or self._made[0] != len(self._loads):
-            self._made = len(self._loads), _together(self.slots, self._columns)
-        return self._made[1]
+    def __getitem__(self, slot: int) -> Slices:
+        made = self._made.get(slot)
+        if made is None or made[0] != len(self._loads):
+            made = self._made[slot] = len(self._loads), in_one(self._views[slot], self._columns)
+        return made[1]
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __iter__(self) -> Any:
+        return iter(range(len(self)))
 
 
-def _together(slots: Sequence[Slices], columns: int) -> Together:
-    bad = frozenset(
-        number
-        for number, slices in enumerate(slots)
-        if not all(m.isfinite().all() for ms in slices for m in ms)
-    )
-    downs = [torch.cat([a for a, _ in slices], 1) for slices in slots]
-    ups = [torch.block_diag(*(b for _, b in slices))[:, :columns] for slices in slots]
-    for number in bad:
-        downs[number], ups[number] = torch.zeros_like(downs[number]), torch.zeros_like(ups[number])
-    return Together(torch.cat(downs, 1), torch.cat(ups).contiguous(), downs[0].shape[1], bad)
-
-
-def add_products(output: Tensor, x: Tensor, layer: Layer, batch: Batch, scaling: float = 1.0) -> None:
+def add_products(output: Tensor, x: Tensor, factors: Factors, batch: Batch, scaling: float = 1.0) -> None:
     """output[:, slice] += scaling * x A^T B^T of each row's own adapter, slice by slice, in place.
 
-    output: [rows, columns]; x: [rows, in]. Rows of other adapters and of none are left as they are, to the bit and
-    whatever this adapter holds: one that has become NaN harms its own alone.
+    output: [rows, columns]; x: [rows, in]. Rows of other adapters and of none keep their values, whatever this adapter
+    holds: one that has become NaN harms its own alone.
     """
-    if not batch.own:
+    if not batch.blocks:
         return
-    together = layer.together
-    if together is not None:
-        low = _fill(x).to(together.down.dtype) @ together.down
-        # Filled, not multiplied by zero: what overflowed in another adapter's columns would become NaN.
-        low.masked_fill_(batch.others(len(layer.slots), together.width), 0.0)
-        if scaling != 1.0:
-            low *= scaling
-        output[:, : together.up.shape[1]] += (low @ together.up)[: len(x)]
-    for slot, rows in batch.own:
-        if together is None or slot in together.bad:
-            _add_one(output, x, layer.slots[slot], rows, scaling)
-
-
-def _add_one(output: Tensor, x: Tensor, slices: Slices, rows: slice | Tensor, scaling: float) -> None:
-    """One adapter's products with its own rows."""
-    own = x[rows]
-    padded, start = _fill(own), 0
-    for matrices in slices:
-        product = padded
-        for matrix in matrices:
-            product = product.to(matrix.dtype) @ matrix
-        width = min(product.shape[1], output.shape[1] - start)
-        product = product[: len(own), :width]
-        if scaling != 1.0:
-            product *= scaling
-        columns = output.narrow(1, start, width)
-        if isinstance(rows, slice):
-            columns[rows].add_(product)
-        else:
-            columns[rows] = columns[rows].add_(product)
-        start += width
+    slices = factors[batch.blocks[0][0]]
+    columns = min(output.shape[1], sum(matrices[-1].shape[1] for matrices in slices))
+    x = x.to(slices[0][0].dtype)
+    gathered = x if batch.take is None else x.index_select(0, batch.take)
+    products = gathered.new_empty(batch.gathered + 1, columns)
+    for slot, begin, end in batch.blocks:
+        start = 0
+        for matrices in factors[slot]:
+            low = gathered[begin:end]
+            for matrix in matrices[:-1]:
+                low = low @ matrix
+            last = matrices[-1][:, : columns - start]
+            torch.mm(low, last, out=products[begin:end, start : start + last.shape[1]])
+            start += last.shape[1]
+    if scaling != 1.0:
+        products *= scaling
+    if batch.back is None:
+        own = products[: len(x)]
+    else:
+        products[-1] = 0.0  # of the rows without an adapter
+        own = products.index_select(0, batch.back)
+    output[:, :columns].add_(own)
 
 
 def use_them() -> None:
@@ -210,7 +186,7 @@ def use_them() -> None:
         """which: the indices that count, of tokens or of samples; layer: what the layer holds for good."""
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         if (which, len(x)) not in self.batches:
-            self.batches[which, len(x)] = Batch(getattr(self, which), len(x))
+            self.batches[which, len(x)] = batch_of(getattr(self, which), len(x))
         if id(layer) not in self.layers:
             self.layers[id(layer)] = layer, Layer(stacks, y.shape[-1], loads)
         add_products(y, x, self.layers[id(layer)][1], self.batches[which, len(x)], scale)
