@@ -47,26 +47,28 @@ def batch_of(indices: Tensor, rows: int) -> Batch:
     slots = indices[:rows].long()
     order = torch.argsort(slots, stable=True)
     blocks: list[tuple[int, int, int]] = []
-    parts: list[Tensor] = []
-    back, gathered, begin = None, 0, 0
+    take: list[Tensor] = []
+    back, gathered, begin = torch.full((rows,), -1), 0, 0
     for slot, count in zip(*(each.tolist() for each in slots.unique(return_counts=True)), strict=True):
         own = order[begin : begin + count]
         begin += count
         if slot < 0:
             continue
-        if count == rows:
-            back = None  # all of them, in order
-        else:
-            back = torch.full((rows,), -1) if back is None else back
-            back[own] = torch.arange(gathered, gathered + count)
         filled = count + -count % ROWS
-        parts += [own, own[:1].expand(filled - count)]  # any row does: these products go nowhere
+        take += [own, own[:1].expand(filled - count)]  # any row does: these products go nowhere
+        back[own] = torch.arange(gathered, gathered + count)
         blocks.append((slot, gathered, gathered + filled))
         gathered += filled
-    if back is not None:
-        back[back < 0] = gathered
-    as_it_is = back is None and gathered == rows
-    return Batch(blocks, gathered, None if as_it_is or not parts else torch.cat(parts), back)
+    if not blocks:
+        return Batch([], 0, None, None)
+    back[back < 0] = gathered
+    in_order = count == rows  # one adapter has every row
+    return Batch(
+        blocks,
+        gathered,
+        None if in_order and gathered == rows else torch.cat(take),
+        None if in_order else back,
+    )
 
 
 def factors_of(*stacks: Sequence[Tensor]) -> list[Slices]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tulu_lite.rollout import adapter_kernels
@@ -139,12 +139,14 @@ def test_a_token_that_diverged_harms_its_own_row_alone(parts, bad):
     assert not after[~rest].isfinite().any()
 
 
+@example([0] * 16 + [-1])  # filled up, the adapter has as many rows as come before the last
 @given(st.lists(st.integers(-1, 2), min_size=1, max_size=70))
 def test_rows_are_gathered_by_their_adapter_and_put_back(slots):
     batch = batch_of(torch.tensor(slots), len(slots))
     if max(slots) < 0:
         assert batch.blocks == []  # and nothing is done
         return
+    assert batch.back is not None or len(set(slots)) == 1  # with None nothing is set to zero for rows of none
     taken = range(len(slots)) if batch.take is None else batch.take.tolist()
     assert len(taken) == batch.gathered == sum(end - begin for _, begin, end in batch.blocks)
     held = {place: slot for slot, begin, end in batch.blocks for place in range(begin, end)}
