@@ -94,8 +94,7 @@ def write_recipe(folder: Path, model: Path, seeds: int, steps: int, only: list[s
 def train(file: Path, server: RolloutServer, at_once: int) -> None:
     """All runs that are not done, `at_once` at a time. Each is a fork of this process, which has imported torch."""
     os.environ[SERVER_VARIABLE] = str(server.state_file)
-    if at_once > 1:
-        os.environ[SHARED_VARIABLE] = "1"
+    os.environ[SHARED_VARIABLE] = str(at_once)
     stage_main = importlib.import_module("tulu_lite.stages.rlvr").main
     waiting = [step for step in steps_of(file).values() if step.kind == "rlvr" and not step.done]
     # seeds outermost: after a part of the time there is a part of every method

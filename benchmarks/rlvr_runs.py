@@ -161,7 +161,7 @@ def train(
     Each run is a fork of this process, which has imported what a stage imports.
     """
     os.environ[SERVER_VARIABLE] = str(state_file)
-    os.environ[SHARED_VARIABLE] = "1" if at_once > 1 else "0"
+    os.environ[SHARED_VARIABLE] = str(at_once)
     importlib.import_module("tulu_lite.stages.rlvr")
     waiting, running = list(steps), {}
     while waiting or running:

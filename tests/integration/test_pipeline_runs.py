@@ -64,3 +64,29 @@ def test_a_run_let_go_on_is_bit_equal_to_one_that_was_so_long_from_the_start(pro
         Ledger(project.out).metrics(project.steps()[id].key, "learning_rate") for id in (LONG, f"{SHORT}+2")
     ]
     assert rates[0][2:] == rates[1]
+
+
+def test_adapters_at_once_take_places_on_the_server_and_come_to_the_same_bits_as_in_turn(
+    project: Project, tmp_path: Path
+) -> None:
+    def made(name: str, at_once: int) -> Project:
+        stage = RECIPE["stages"][0] | {
+            "seeds": [1, 2, 3], "steps": 2, "lora": {"rank": 4}, "at_once": at_once,
+        }  # fmt: skip
+        del stage["sweep"], stage["extend"]
+        there = Project(tmp_path / name, RECIPE | {"stages": [stage]})
+        assert there.done(there.run()) == 0, there.log()[-3000:]
+        assert_nothing_lives(there)
+        return there
+
+    together, in_turn = made("together", 3), made("in-turn", 1)
+    assert hashes(together) == hashes(in_turn)
+    assert not (in_turn.out / "server" / "places").exists()
+    lease = together.out / "server" / "places" / "lease"
+    # each of three runs asks for one at each of two steps and for its validation
+    assert json.loads((lease / "next").read_text())["next"] == 1 + 3 * 3
+    assert not list(lease.glob("[0-9]*.json"))
+    steps = [step for step in together.steps().values() if step.trains]
+    waits = [wait for step in steps for _, wait in Ledger(together.out).metrics(step.key, "wait_s")]
+    assert len(waits) == 3 * 2
+    assert max(waits) > 0.1  # two may sample, the third waited

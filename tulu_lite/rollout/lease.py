@@ -1,4 +1,5 @@
-"""Turns on one server: whoever holds the lease has its own weights there, while others train. No torch.
+"""Turns on one server: whoever holds the lease has its own weights there, while others train; or, where nobody's weights
+are in the way, so many at a time as there are places. No torch.
 
 Fair: turns are given in the order in which they were asked for. Bounded: a turn that lasts longer than its term is
 over, and whoever held it learns so. Nobody waits for the dead: a process that ends, however it ends, holds nothing and
@@ -71,7 +72,22 @@ def lease(folder: Path, holder: str, wait_s: float, term_s: float) -> Iterator[T
         _give_back(turn.folder, turn.number)
 
 
-def _take(folder: Path, holder: str, wait_s: float, term_s: float) -> Turn:
+@contextmanager
+def place(folder: Path, holder: str, places: int, *, wait_s: float, term_s: float) -> Iterator[None]:
+    """One of `places` in the folder, in the order in which they are asked for. A courtesy, not a right: whoever does not
+    get one within wait_s goes on without, and one that is held for longer than term_s is given to the next."""
+    try:
+        number = _take(Path(folder), holder, wait_s, term_s, places).number
+    except LeaseNotGiven:
+        number = None
+    try:
+        yield
+    finally:
+        if number is not None:
+            _give_back(Path(folder), number)
+
+
+def _take(folder: Path, holder: str, wait_s: float, term_s: float, places: int = 1) -> Turn:
     asked = time.monotonic()
     with _locked(folder):
         number = _draw(folder, holder)
@@ -79,7 +95,7 @@ def _take(folder: Path, holder: str, wait_s: float, term_s: float) -> Turn:
         while True:
             with _locked(folder):
                 tickets = _living_tickets(folder)
-                if number == min(tickets):
+                if number in sorted(tickets)[:places]:
                     until = time.monotonic() + term_s
                     write_json(_ticket(folder, number), tickets[number] | {"until": until})
                     return Turn(folder, holder, number, until, time.monotonic() - asked)

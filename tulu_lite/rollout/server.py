@@ -26,6 +26,7 @@ from .generation import (
     short_temporary_folder,
 )
 from .lease import forget_held
+from .machine import cuda_build
 from .process import private_folder, start_time, sweep_folders
 from .signs import forget_abandoned_update, forget_sleep
 from .state import (
@@ -352,6 +353,7 @@ class RolloutServer:
             "max_num_seqs": settings.max_num_seqs,
             "max_loras": settings.max_loras or 0,
             "max_lora_rank": settings.max_lora_rank or 16,
+            "on_cpu": settings.device != "cuda" and not cuda_build(),
             "weight_update": settings.weight_update,
             "api_key_env": settings.api_key_env,
             "ready_timeout_s": settings.ready_timeout_s,

@@ -53,6 +53,7 @@ class ServerState:
     control_timeout_s: float = 300.0
     max_loras: int = 0  # adapters that responses of one batch may have; 0: adapters cannot be served
     max_lora_rank: int = 0
+    on_cpu: bool = False
     members: tuple[
         str, ...
     ] = ()  # the servers behind this one name, by folder or URL; empty: it is one itself

@@ -138,9 +138,10 @@ class StepContext:
         return saves[-1]
 
     @property
-    def shares_server(self) -> bool:
-        """Whether other runs sample from the same server at the same time: whole weights then go there by a lease."""
-        return os.environ.get(SHARED_VARIABLE) == "1"
+    def runs_on_server(self) -> int:
+        """How many runs sample from the same server at the same time, this one included. Of several, whole weights go
+        there by a lease, and samples from adapters by places."""
+        return int(os.environ.get(SHARED_VARIABLE, "1"))
 
     @property
     def adapter_name(self) -> str:

@@ -359,8 +359,10 @@ class Trainer:
                 sampler = sampler.with_adapter(ctx.adapter_name)
                 self.accelerator.wait_for_everyone()
             self._check_rhythm(sampler, adapts)
-        holder = f"{ctx.step.id}:{ctx.step.key[:12]}" if ctx.shares_server and not adapts else None
-        weights = Handover(sampler, self.accelerator, self.learner.model, adapts, holder)
+        # ahead of training an adapter's samples come in the background: no training waits for them
+        runs = 1 if adapts and stage.ahead else ctx.runs_on_server
+        holder = f"{ctx.step.id}:{ctx.step.key[:12]}"
+        weights = Handover(sampler, self.accelerator, self.learner.model, adapts, holder, runs)
         weights.clock = self.clock
         return sampler, weights
 
@@ -374,7 +376,7 @@ class Trainer:
                 f"rhythm {rhythm} samples while it trains, and with server.colocate the server sleeps meanwhile",
                 cure="use rhythm: on_policy, or give the server GPUs of its own (server.devices)",
             )
-        if self.ctx.shares_server and not adapts and (rhythm == "async" or self.world > 1):
+        if self.ctx.runs_on_server > 1 and not adapts and (rhythm == "async" or self.world > 1):
             raise TuluLiteError(
                 f"rhythm {rhythm} cannot take turns on a server with other runs that train all weights",
                 why="its samples would go on while the server holds the weights of another run",

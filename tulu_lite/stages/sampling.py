@@ -23,7 +23,7 @@ from ..rollout.adapters import can_serve, drop_adapter, push_adapter
 from ..rollout.client import RolloutClient, Sampling
 from ..rollout.everywhere import load_everywhere, next_version, push_everywhere
 from ..rollout.fleet import open_servers
-from ..rollout.lease import own_weights
+from ..rollout.lease import own_weights, place
 from ..rollout.sleeping import put_to_sleep, wake
 from .context import StepContext, step_context
 
@@ -197,6 +197,24 @@ class Sampler:
             yield version
 
     # Adapters
+
+    @contextmanager
+    def place(
+        self, holder: str, runs: int, *, wait_s: float = 3600.0, term_s: float = 3600.0
+    ) -> Iterator[None]:
+        """A place for one batch on a server that `runs` trainings sample adapters from at the same time.
+
+        On a CPU a decoding step costs in proportion to its responses, so nothing is gained by all sampling at once; and
+        those that sample together end together, then all train, and the server has nothing to do. So half of them may.
+        On a GPU all may. One process of a training calls it.
+        """
+        if runs < 2 or not all(member.state().on_cpu for member in self.client.living()):
+            yield
+            return
+        with place(
+            self.client.shared_folder / "places", holder, (runs + 1) // 2, wait_s=wait_s, term_s=term_s
+        ):
+            yield
 
     def can_adapt(self, lora: LoraSettings) -> bool:
         """Whether all servers take the adapters that such a training makes; else they are merged and pushed whole."""

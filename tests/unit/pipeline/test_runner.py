@@ -334,9 +334,9 @@ def test_a_lone_run_does_not_share_the_server(make: Callable[[], Runner], recipe
         state_file = "server.json"
 
     made.server = Server()  # type: ignore[assignment]
-    assert made._environment(first, 0, among_others=True)[SHARED_VARIABLE] == "1"
-    assert made._environment(first)[SHARED_VARIABLE] == "0"
-    assert made._environment(step(recipe, 0, "sft"), 0, among_others=True)[SHARED_VARIABLE] == "0"
+    assert made._environment(first, 0, runs=2)[SHARED_VARIABLE] == "2"
+    assert made._environment(first)[SHARED_VARIABLE] == "1"
+    assert made._environment(step(recipe, 0, "sft"), 0, runs=2)[SHARED_VARIABLE] == "1"
 
 
 def test_an_interruption_ends_all_runs_at_once(

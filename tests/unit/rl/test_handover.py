@@ -42,10 +42,20 @@ class FakeSampler:
         yield self.version
         self.log.append("back")
 
+    @contextmanager
+    def place(self, holder: str, runs: int) -> Iterator[None]:
+        self.log.append(f"place of {holder} among {runs}")
+        yield
+        self.log.append("back")
 
-def handover(sampler: FakeSampler, holder: str | None = None) -> Handover:
+    def push_adapter(self, tensors: Any, config: Any, version: int) -> None:
+        self.version = version
+        self.log.append(f"adapter {version}")
+
+
+def handover(sampler: FakeSampler, runs: int = 1, adapts: bool = False) -> Handover:
     accelerator: Any = SimpleNamespace(num_processes=1, is_main_process=True, wait_for_everyone=lambda: None)
-    made = Handover(sampler, accelerator, nn.Linear(1, 1), False, holder)
+    made = Handover(sampler, accelerator, nn.Linear(1, 1), adapts, "rlvr/seed-1", runs)
     made.clock = Clock()
     return made
 
@@ -67,7 +77,7 @@ def test_weights_are_pushed_once_and_known_by_their_step() -> None:
 
 def test_turns_are_given_back_and_push_only_what_is_not_there() -> None:
     sampler = FakeSampler()
-    weights = handover(sampler, "rlvr/seed-1")
+    weights = handover(sampler, runs=3)
     with weights.turn(0):
         assert sampler.log == ["turn"]
         assert weights.step_of(11) == 0
@@ -78,3 +88,33 @@ def test_turns_are_given_back_and_push_only_what_is_not_there() -> None:
         assert weights.step_of(31) == 1
     assert sampler.log == ["turn", "back"] * 3
     assert weights.held is None  # on a shared server nobody's weights stay
+
+
+def test_adapters_of_several_runs_wait_for_a_place_and_are_pushed_within_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tulu_lite.rl.handover.adapter_tensors", lambda model: {})
+    monkeypatch.setattr("tulu_lite.rl.handover.adapter_config", lambda model: {})
+    sampler = FakeSampler()
+    weights = handover(sampler, runs=3, adapts=True)
+    for step in (0, 1, 1):
+        with weights.turn(step):
+            sampler.log.append(f"sample {step}")
+    asked = "place of rlvr/seed-1 among 3"
+    assert sampler.log == [
+        asked, "wake", "adapter 11", "sample 0", "back",
+        asked, "wake", "adapter 12", "sample 1", "back",
+        asked, "sample 1", "back",
+    ]  # fmt: skip
+    assert (weights.step_of(11), weights.step_of(12)) == (0, 1)
+    assert weights.clock is not None
+    assert set(weights.clock.take()) >= {"wait_s", "push_s"}
+
+
+def test_an_adapter_alone_on_its_server_waits_for_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tulu_lite.rl.handover.adapter_tensors", lambda model: {})
+    monkeypatch.setattr("tulu_lite.rl.handover.adapter_config", lambda model: {})
+    sampler = FakeSampler()
+    with handover(sampler, adapts=True).turn(0):
+        pass
+    assert sampler.log == ["wake", "adapter 11"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tulu_lite.rollout import lease as leases
-from tulu_lite.rollout.lease import LeaseLost, LeaseNotGiven, lease, own_weights
+from tulu_lite.rollout.lease import LeaseLost, LeaseNotGiven, lease, own_weights, place
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -189,3 +189,73 @@ def test_what_an_earlier_server_held_is_forgotten_with_it(tmp_path):
     turn()
     assert len(pushed) == 2
     leases.forget_held(tmp_path / "where nothing was held")
+
+
+# Places: several turns at the same time
+
+
+def test_as_many_hold_a_place_as_there_are_and_they_are_given_in_order(tmp_path):
+    entered: list[int] = []
+    inside, most = [0], [0]
+    counting = threading.Lock()
+
+    def take(number: int) -> None:
+        with place(tmp_path, f"seed-{number}", 2, wait_s=30, term_s=30):
+            with counting:
+                entered.append(number)
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+            time.sleep(0.05)
+            with counting:
+                inside[0] -= 1
+
+    threads = []
+    with place(tmp_path, "first", 2, wait_s=1, term_s=30), place(tmp_path, "second", 2, wait_s=1, term_s=30):
+        for number in range(6):
+            threads.append(threading.Thread(target=take, args=(number,)))
+            threads[-1].start()
+            wait_for(lambda number=number: tickets(tmp_path) == number + 3)
+        assert entered == []
+    for thread in threads:
+        thread.join(30)
+    assert most == [2]
+    # two may enter in the same moment, and be counted in either order
+    assert [sorted(entered[at : at + 2]) for at in (0, 2, 4)] == [[0, 1], [2, 3], [4, 5]]
+    assert tickets(tmp_path) == 0
+
+
+def test_whoever_gets_no_place_goes_on_without_and_takes_none_away(tmp_path):
+    with place(tmp_path, "holds", 1, wait_s=1, term_s=60):
+        began = time.monotonic()
+        with place(tmp_path, "waits", 1, wait_s=0.2, term_s=60):
+            assert time.monotonic() - began >= 0.2
+        assert tickets(tmp_path) == 1, "the place of another was given back"
+    assert tickets(tmp_path) == 0
+
+
+def test_a_place_is_given_back_when_sampling_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), place(tmp_path, "fails", 1, wait_s=1, term_s=60):
+        raise ZeroDivisionError
+    assert tickets(tmp_path) == 0
+
+
+def test_a_place_held_beyond_its_term_is_given_on_and_its_holder_does_not_mind(tmp_path):
+    with place(tmp_path, "slow", 1, wait_s=1, term_s=0.2):
+        began = time.monotonic()
+        with place(tmp_path, "next", 1, wait_s=20, term_s=60):
+            assert time.monotonic() - began < 15
+            assert tickets(tmp_path) == 1
+    assert tickets(tmp_path) == 0
+
+
+def test_the_place_of_a_run_that_is_killed_is_free(tmp_path):
+    holder = start_holder(tmp_path, "doomed")
+    try:
+        assert holder.stdout.readline().startswith("held")
+        os.kill(holder.pid, signal.SIGKILL)
+        began = time.monotonic()
+        with place(tmp_path, "seed-1", 1, wait_s=40, term_s=60):
+            assert time.monotonic() - began < 20
+    finally:
+        holder.kill()
+        holder.communicate()

@@ -308,12 +308,12 @@ def test_a_run_is_named_by_its_seed_or_its_name(project: Path) -> None:
 
 
 def test_the_server_is_shared_when_the_runner_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for value, shared in ((None, False), ("0", False), ("1", True)):
+    for value, runs in ((None, 1), ("1", 1), ("3", 3)):
         monkeypatch.delenv(SHARED_VARIABLE, raising=False)
         if value is not None:
             monkeypatch.setenv(SHARED_VARIABLE, value)
         with open_rl(project, "--seed", "4") as ctx:
-            assert ctx.shares_server is shared
+            assert ctx.runs_on_server == runs
             (ctx.dir / "result.json").unlink(missing_ok=True)
             ctx.finished = True
 
