@@ -61,8 +61,9 @@ def page(found: dict[str, Any], runs: int) -> str:
     if "seeds" in found:
         lines += [
             "",
-            "Seeds: one server with one engine; at once each trainer has one thread, in turn as many as were faster. The "
-            "machine's speed drifts, so all of it was done in rounds; steps/s:",
+            "Seeds: one server with one engine; at once each trainer has one thread and two of three sample at a "
+            "time, in turn it has as many threads as were faster. The machine's speed drifts, so all of it was done in "
+            "rounds; steps/s:",
             "",
             "| round | in turn, by threads | at once | ratio |",
             "| --- | --- | --- | --- |",
