@@ -14,7 +14,7 @@ from ..errors import TuluLiteError
 from . import weights
 from .client import RolloutClient
 from .member import Member
-from .state import Push, read_push
+from .state import Push
 
 if TYPE_CHECKING:
     import torch
@@ -25,14 +25,20 @@ def push_everywhere(
 ) -> None:
     """Give new weights to every server behind the client; returns when all that live hold them.
 
-    The first one's push gathers and writes the tensors; the others load the same files. A server that is restarting
-    is waited for, so that none answers with older weights; one that failed for good is left out.
+    The first one's push gathers and writes the tensors; the others load the same files at the same time, once all are
+    there. A server that is restarting is waited for, so that none answers with older weights; one that failed for good
+    is left out. When the first one's update fails, the others may hold these weights or those before.
     Raises TuluLiteError, ServerError as weights.push_weights.
     """
     first, others = _first_and_others(client)
-    reference = getattr(named_tensors, "reference", None)
-    weights.push_weights(client.only(first), named_tensors, version)
-    _pass_on(client, first, others, reference)
+    reference = _one_at_a_time(getattr(named_tensors, "reference", None))
+    passing = _PassOn(client, others, reference)
+    try:
+        weights.push_weights(client.only(first), named_tensors, version, reference, passing.begin)
+    finally:
+        passing.join()
+    if passing.failures:
+        raise passing.failures[0]
 
 
 def load_everywhere(client: RolloutClient, model_dir: Path, version: int) -> None:
@@ -48,31 +54,44 @@ def _first_and_others(client: RolloutClient) -> tuple[Member, list[Member]]:
     return first, [member for member in living if member is not first]
 
 
-def _pass_on(client: RolloutClient, first: Member, others: Sequence[Member], reference: Any) -> None:
-    """Have the others load the files that the first one was given. Links, not copies: each removes its own."""
-    if not others:
-        return
-    assert first.folder is not None
-    push = read_push(first.folder)
-    assert push is not None
-    failures: list[BaseException] = []
+def _one_at_a_time(reference: weights.Reference | None) -> weights.Reference | None:
+    """The same for several threads: a model, and processes that take part, can be asked by one alone."""
+    if reference is None:
+        return None
+    lock = threading.Lock()
 
-    def update(member: Member) -> None:
+    def ask(samples: Any) -> Any:
+        with lock:
+            return reference(samples)
+
+    return ask
+
+
+class _PassOn:
+    """The others load the files that the first one is given, each in a thread of its own."""
+
+    def __init__(self, client: RolloutClient, others: Sequence[Member], reference: Any) -> None:
+        self.client, self.others, self.reference = client, others, reference
+        self.failures: list[BaseException] = []
+        self._threads: list[threading.Thread] = []
+
+    def begin(self, push: Push) -> None:
+        for member in self.others:
+            self._threads.append(threading.Thread(target=self._update, args=(member, push)))
+            self._threads[-1].start()
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def _update(self, member: Member, push: Push) -> None:
         try:
-            _update_from(client.only(member), push, reference)
+            _update_from(self.client.only(member), push, self.reference)
         except TuluLiteError as error:
             if member.state().state not in ("failed", "stopped"):  # one that failed for good is left out
-                failures.append(error)
+                self.failures.append(error)
         except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=update, args=(member,)) for member in others]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+            self.failures.append(error)
 
 
 def _update_from(client: RolloutClient, push: Push, reference: Any) -> None:

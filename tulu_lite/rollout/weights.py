@@ -64,6 +64,7 @@ def push_weights(
     named_tensors: Iterable[tuple[str, torch.Tensor]],
     version: int,
     reference: Reference | None = None,
+    on_written: Callable[[Push], None] | None = None,
 ) -> PushReport:
     """Give the server new weights and make sure that it holds them.
 
@@ -74,6 +75,7 @@ def push_weights(
     version: a number that every token sampled from now on carries.
     reference: the trainer's log-probabilities, for servers whose weights cannot be compared; by default
         named_tensors.reference, if it has one.
+    on_written: called once, when all files are there and before the server has loaded them all.
     One process of the trainer calls this (where gathering is a collective, the others iterate beside it).
     Raises TuluLiteError when names or shapes are not the served model's: the server is as before. Raises ServerError
     when the update fails on its way or cannot be proven: the server is then started anew with the weights it had.
@@ -90,7 +92,7 @@ def push_weights(
     target = Path(tempfile.mkdtemp(prefix=f"push-{version}-", dir=_push_dir(state)))
     spill = folder / SPILL_FOLDER / target.name
     spill.mkdir(parents=True)
-    writer = _Writer(named_tensors, [target, spill], about, _spare(target))
+    writer = _Writer(named_tensors, [target, spill], about, _spare(target), on_written)
     try:
         if known is None:
             writer.write(None)
@@ -116,9 +118,11 @@ class _Writer:
         folders: list[Path],
         about: dict[str, Any],
         spare: Path | None,
+        on_written: Callable[[Push], None] | None = None,
     ) -> None:
         import torch
 
+        self.on_written = on_written
         self.named_tensors, self.folders, self.spare = named_tensors, folders, spare
         self.cast = Cast(getattr(torch, about["dtype"]), frozenset(about["wide"]))
         self.written = Written()
@@ -137,8 +141,13 @@ class _Writer:
         else:
             for file in self.written.files:
                 feed.put(file, {name: self.written.digests[name] for name in self.written.tensors[file]})
-        digest = combined_digest(self.written.digests)
-        return Push(feed.version, tuple(self.written.files), digest, state.model)
+        push = Push(
+            feed.version, tuple(self.written.files), combined_digest(self.written.digests), state.model
+        )
+        tell, self.on_written = self.on_written, None
+        if tell is not None:
+            tell(push)
+        return push
 
 
 def declared_shapes(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Shapes | None:
