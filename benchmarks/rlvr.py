@@ -115,21 +115,24 @@ def cores() -> int:
 # Parts
 
 
-def part_peer(folder: Path, python: Path, repeats: int, scale: Work | None) -> dict[str, Any]:
-    """Alternating runs of both sides on the same models, prompts, sizes and learning rate."""
+def part_peer(
+    folder: Path, python: Path, repeats: int, scale: Work | None, cases: list[str]
+) -> dict[str, Any]:
+    """Alternating runs of both sides on the same models, prompts, sizes and learning rate. The machine's speed drifts:
+    the ratio is the middle one of the rounds' own."""
     found: dict[str, Any] = {}
-    models = {name: ours.ending_with(BASE, folder / name, end) for name, (end, _) in CASES.items()}
-    works = {name: scale or work for name, (_, work) in CASES.items()}
+    models = {name: ours.ending_with(BASE, folder / name, CASES[name][0]) for name in cases}
+    works = {name: scale or CASES[name][1] for name in cases}
     with peer_of(python, folder) as peer:
         found["versions"] = peer.versions
-        jobs = {name: _job(folder, models[name], works[name]) for name in CASES}
+        jobs = {name: _job(folder, models[name], works[name]) for name in cases}
         # while no server runs:
-        found["trl_kinds"] = kinds = _kinds(peer, jobs["even"])
+        found["trl_kinds"] = kinds = _kinds(peer, jobs[cases[0]])
         chosen = {name: _best_settings(peer, job, kinds[0]["continuous"]) for name, job in jobs.items()}
-        with ours.serving(folder, models["even"], replicas=cores()) as server:
+        with ours.serving(folder, models[cases[0]], replicas=cores()) as server:
             for name, model in models.items():
                 work, (settings, tried) = works[name], chosen[name]
-                mine, theirs, lengths = [], [], []
+                mine, theirs, lengths, ratios = [], [], [], []
                 how: Any = {"steps": STEPS, "seeds": repeats, "threads": cores(), "more": OURS}
                 runs = ours.recipe_of(folder, name, model, work, **how)
                 for number, run in enumerate(runs):
@@ -139,6 +142,10 @@ def part_peer(folder: Path, python: Path, repeats: int, scale: Work | None) -> d
                     if "error" in answer:
                         raise SystemExit(f"TRL failed: {answer['error']}")
                     theirs += answer["seconds"][1:]
+                    ratios.append(
+                        statistics.median(answer["seconds"][1:])
+                        / statistics.median(ours.seconds_between(rows))
+                    )
                     lengths.append(
                         {
                             "ours": statistics.mean(row["response_tokens"] for row in ours.counted(rows)),
@@ -149,9 +156,8 @@ def part_peer(folder: Path, python: Path, repeats: int, scale: Work | None) -> d
                         f"{name} {number + 1}/{repeats}: ours {mine[-1]:.2f} s, TRL {theirs[-1]:.2f} s",
                         flush=True,
                     )
-                ratio = statistics.median(theirs) / statistics.median(mine)
                 found[name] = asdict(work) | {
-                    "ours_s": mine, "trl_s": theirs, "ratio": ratio, "lengths": lengths, "trl_settings": settings,
+                    "ours_s": mine, "trl_s": theirs, "ratio": statistics.median(ratios), "ratios": ratios, "lengths": lengths, "trl_settings": settings,
                     "trl_tried": tried, "parts": ours.shares(rows),
                 }  # fmt: skip
     return found
@@ -290,10 +296,15 @@ def main() -> None:
     parser.add_argument(
         "--peer-python", type=Path, help="python of the environment that has trl, for the part peer"
     )
+    parser.add_argument("--cases", default=",".join(CASES), help="of the part peer, by comma")
+    parser.add_argument("--runs", type=int, default=RUNS, help="rounds of the part peer")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--again", action="store_true", help="do parts again that are done")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; writes rlvr_quick.* instead")
     given = parser.parse_args()
+    cases = [name for name in given.cases.split(",") if name]
+    if unknown := set(cases) - set(CASES):
+        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     parts = [name for name in given.parts.split(",") if name]
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
@@ -312,7 +323,10 @@ def main() -> None:
             ours.write_prompts(folder / "prompts.jsonl")
             ours.write_prompts(folder / "validation.jsonl", 4)
             do = {
-                "peer": lambda where=folder: part_peer(where, given.peer_python, 1 if scale else RUNS, scale),
+                "peer": lambda where=folder: (
+                    found.get("peer", {})
+                    | part_peer(where, given.peer_python, 1 if scale else given.runs, scale, cases)
+                ),
                 "share": lambda where=folder: part_share(where, scale),
                 "seeds": lambda where=folder: part_seeds(where, scale),
                 "growth": lambda where=folder: part_growth(where, given.quick),

@@ -21,7 +21,7 @@ def table(found: dict[str, Any]) -> str:
         rows.append(
             f"| a step at {name} lengths ({case['rows']} x {case['group']} responses of at most {case['max_tokens']} tokens, "
             f"on average {length:.0f}, TRL's {other:.0f}): TRL / ours | {theirs:.2f} / {mine:.2f} s = "
-            f"{case['ratio']:.2f} | {GOALS[name]} |"
+            f"{case['ratio']:.2f}{_rounds(case)} | {GOALS[name]} |"
         )
     for rhythm, one in found.get("share", {}).items():
         named = ", ".join(f"{part.removesuffix('_s')} {one[part]:.0%}" for part in PARTS)
@@ -40,6 +40,12 @@ def table(found: dict[str, Any]) -> str:
         told = ", ".join(f"{point['value']:,}: {point['seconds']:.2f} s" for point in points)
         rows.append(f"| a step by {units[name]} | {told} | |")
     return "\n".join(rows)
+
+
+def _rounds(case: dict[str, Any]) -> str:
+    """The rounds of which a ratio is the middle one."""
+    ratios = case.get("ratios", [])
+    return f", of rounds {', '.join(f'{ratio:.2f}' for ratio in ratios)}" if ratios else ""
 
 
 def _round(number: int, one: dict[str, Any]) -> str:
