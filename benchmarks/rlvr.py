@@ -337,7 +337,7 @@ def main() -> None:
         file.write_text(json.dumps(found, indent=1) + "\n")
     if "growth" in found:
         plot(found["growth"]["sweeps"], given.output / f"{stem}_growth.png")
-    (given.output / f"{stem}.md").write_text(page(found, RUNS).replace("rlvr_growth", f"{stem}_growth"))
+    (given.output / f"{stem}.md").write_text(page(found).replace("rlvr_growth", f"{stem}_growth"))
     print(table(found))
 
 

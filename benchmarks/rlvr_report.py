@@ -13,7 +13,7 @@ GOALS = {"even": 1.5, "skewed": 2.5, "outside": 0.03, "seeds": 1.5}
 
 def table(found: dict[str, Any]) -> str:
     rows = ["| what | figure | goal |", "| --- | --- | --- |"]
-    for name in ("even", "skewed") if "peer" in found else ():
+    for name in [name for name in ("even", "skewed") if name in found.get("peer", {})]:
         case = found["peer"][name]
         mine, theirs = statistics.median(case["ours_s"]), statistics.median(case["trl_s"])
         length = statistics.mean(one["ours"] for one in case["lengths"])
@@ -21,7 +21,7 @@ def table(found: dict[str, Any]) -> str:
         rows.append(
             f"| a step at {name} lengths ({case['rows']} x {case['group']} responses of at most {case['max_tokens']} tokens, "
             f"on average {length:.0f}, TRL's {other:.0f}): TRL / ours | {theirs:.2f} / {mine:.2f} s = "
-            f"{case['ratio']:.2f}{_rounds(case)} | {GOALS[name]} |"
+            f"{case['ratio']:.2f}{_of_rounds(case)} | {GOALS[name]} |"
         )
     for rhythm, one in found.get("share", {}).items():
         named = ", ".join(f"{part.removesuffix('_s')} {one[part]:.0%}" for part in PARTS)
@@ -42,7 +42,7 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def _rounds(case: dict[str, Any]) -> str:
+def _of_rounds(case: dict[str, Any]) -> str:
     """The rounds of which a ratio is the middle one."""
     ratios = case.get("ratios", [])
     return f", of rounds {', '.join(f'{ratio:.2f}' for ratio in ratios)}" if ratios else ""
@@ -54,10 +54,10 @@ def _round(number: int, one: dict[str, Any]) -> str:
     return f"| {number} | {told} | {one['at_once']:.2f} | {one['at_once'] / max(in_turn.values()):.2f} |"
 
 
-def page(found: dict[str, Any], runs: int) -> str:
+def page(found: dict[str, Any]) -> str:
     lines = ["# The speed of an RLVR step", "", table(found), ""]
     lines.append(
-        f"{found['machine']}. float32 on the CPU; {runs} runs of each side in alternation, medians of their steps; servers' "
+        f"{found['machine']}. float32 on the CPU; runs of both sides in alternation, medians of their steps; servers' "
         "starts and each run's first and last step count nowhere. Load of the machine when each part began: "
         + ", ".join(f"{name} {load:.1f}" for name, load in found["load"].items())
         + "; above the number of cores the figures are of a busy machine."
@@ -99,14 +99,16 @@ def _told_of_peer(peer: dict[str, Any]) -> str:
         "| lengths | responses | of at most | micro-batch | threads | generation | seconds a step |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name in ("kind of generation", "even", "skewed"):
-        for one in peer["trl_kinds"] if name not in peer else peer[name]["trl_tried"]:
+    tried = {"kind of generation": peer["trl_kinds"]}
+    tried |= {name: peer[name]["trl_tried"] for name in ("even", "skewed") if name in peer}
+    for name, settings in tried.items():
+        for one in settings:
             kind = "continuous batching" if one["continuous"] else "generate"
             seconds = one["error"] if one["seconds"] is None else f"{one['seconds']:.2f}"
             lines.append(
                 f"| {name} | {one['responses']} | {one['max_tokens']} | {one['micro']} | {one['threads']} | {kind} | {seconds} |"
             )
-    for name in ("even", "skewed"):
+    for name in [name for name in ("even", "skewed") if name in peer]:
         chosen = ", ".join(f"{key} {value}" for key, value in peer[name]["trl_settings"].items())
         lines += ["", f"Chosen at {name} lengths: {chosen}."]
     return "\n".join(lines)
