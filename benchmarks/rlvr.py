@@ -54,26 +54,34 @@ RUNS, STEPS = (
     3,
     5,
 )  # alternating runs of each side, and their steps, of which the first and the last are not counted
-OURS = {"micro_batch_tokens": 4096}  # quicker here than 2048 and 1024; the peer's is chosen in each run
+# the quickest here of one process with a thread for each core and one process for each, of micro-batches of 1024 to
+# 4096 tokens, compiled or not; the peer's are chosen in each run
+OURS: dict[str, Any] = {
+    "processes": len(os.sched_getaffinity(0)),
+    "threads": 1,
+    "more": {"micro_batch_tokens": 1024, "compile": True},
+}
 LORA = {"lora": {"rank": 8, "alpha": 16}}
 ANSWER_SECONDS = 280.0  # that the peer may take for one job
 
 
-class Peer:
-    """TRL in its own environment: one process that does jobs (rlvr_trl.py)."""
+class PeerProcess:
+    """TRL in its own environment: one process that does jobs (rlvr_trl.py), alone or as one of a group."""
 
-    def __init__(self, python: Path, folder: Path) -> None:
+    def __init__(self, python: Path, log: Path, group: dict[str, str]) -> None:
         # threads that spin suit a process that has the machine for itself
-        ours_alone = ("PYTHONPATH", "OMP_WAIT_POLICY")
-        environment = {name: value for name, value in os.environ.items() if name not in ours_alone}
-        self.log = (folder / "trl.log").open("w")
+        not_theirs = ("PYTHONPATH", "OMP_WAIT_POLICY")
+        environment = {name: value for name, value in os.environ.items() if name not in not_theirs}
+        if group:
+            environment |= group | {"GLOO_SOCKET_IFNAME": "lo"}
+        self.log = log.open("w")
         self.process = subprocess.Popen(
             [str(python), str(Path(__file__).with_name("rlvr_trl.py"))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment,
         )  # fmt: skip
         self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
-        self.versions = self._answer()
+        self.versions = self.answer()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -81,22 +89,47 @@ class Peer:
             self.lines.put(line)
         self.lines.put(None)
 
-    def _answer(self) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
         while (line := self.lines.get(timeout=ANSWER_SECONDS)) is not None:
             if line.startswith("ANSWER "):
                 return json.loads(line.removeprefix("ANSWER "))
         raise SystemExit(f"the peer ended: see {self.log.name}")
 
-    def do(self, job: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, job: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        return self._answer()
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
         self.log.close()
+
+
+class Peer:
+    """TRL by one process and by one for each core; a job says by how many."""
+
+    def __init__(self, python: Path, folder: Path) -> None:
+        self.groups = {
+            count: [
+                PeerProcess(python, folder / f"trl-{count}-{rank}.log", place)
+                for rank, place in enumerate(ours.places_of(count))
+            ]
+            for count in sorted({1, cores()})
+        }
+        self.versions = self.groups[1][0].versions
+
+    def do(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The first one's answer, or that of one which failed."""
+        group = self.groups[job["processes"]]
+        for process in group:
+            process.ask(job)
+        answers = [process.answer() for process in group]
+        return next((answer for answer in answers if "error" in answer), answers[0])
+
+    def close(self) -> None:
+        for process in (one for group in self.groups.values() for one in group):
+            process.close()
 
 
 @contextmanager
@@ -133,7 +166,7 @@ def part_peer(
             for name, model in models.items():
                 work, (settings, tried) = works[name], chosen[name]
                 mine, theirs, lengths, ratios = [], [], [], []
-                how: Any = {"steps": STEPS, "seeds": repeats, "threads": cores(), "more": OURS}
+                how: Any = {"steps": STEPS, "seeds": repeats, **OURS}
                 runs = ours.recipe_of(folder, name, model, work, **how)
                 for number, run in enumerate(runs):
                     [rows] = ours.train(folder, [run], server)
@@ -166,7 +199,7 @@ def part_peer(
 def _job(folder: Path, model: Path, work: Work) -> dict[str, Any]:
     return asdict(work) | {
         "model": str(model), "prompts": str(folder / "prompts.jsonl"), "steps": 3, "learning_rate": 1e-6, "seed": 1,
-        "micro": work.rows * work.group, "threads": cores(), "continuous": False,
+        "micro": work.rows * work.group, "processes": 1, "threads": cores(), "continuous": False,
     }  # fmt: skip
 
 
@@ -180,22 +213,24 @@ def _kinds(peer: Peer, job: dict[str, Any]) -> list[dict[str, Any]]:
 def _best_settings(
     peer: Peer, job: dict[str, Any], continuous: bool
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(the micro-batch and the threads with which TRL's step is shortest here, all that were tried)."""
-    whole = job["micro"]
+    """(the micro-batch, processes and threads with which TRL's step is shortest here, all that were tried)."""
+    whole, most = job["micro"], cores()
     tried = [
-        _try(peer, job | {"micro": micro, "threads": threads, "continuous": continuous})
-        for micro, threads in ((whole, job["threads"]), (whole // 4, job["threads"]), (whole, 1))
-    ]
+        _try(peer, job | {"micro": micro, "processes": count, "threads": threads, "continuous": continuous})
+        for micro, count, threads in (
+            (whole, 1, most), (whole // 4, 1, most), (whole, 1, 1), (whole // most, most, 1), (whole // 4, most, 1), (whole // 8, most, 1),
+        )
+    ]  # fmt: skip
     best = min(tried, key=_seconds)
     if best["seconds"] is None:
         raise SystemExit(f"TRL works with no settings: {best['error']}")
-    return {name: best[name] for name in ("micro", "threads", "continuous")}, tried
+    return {name: best[name] for name in ("micro", "processes", "threads", "continuous")}, tried
 
 
 def _try(peer: Peer, job: dict[str, Any]) -> dict[str, Any]:
     """What was tried, and the shortest step after the first one; None where TRL raised."""
     answer = peer.do(job)
-    kept = {name: job[name] for name in ("micro", "threads", "continuous", "max_tokens")}
+    kept = {name: job[name] for name in ("micro", "processes", "threads", "continuous", "max_tokens")}
     kept["responses"] = job["rows"] * job["group"]
     kept |= {
         "seconds": min(answer["seconds"][1:]) if "seconds" in answer else None,

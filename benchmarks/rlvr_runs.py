@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+import socket
 import time
 import traceback
 from collections.abc import Iterator
@@ -109,6 +110,7 @@ def recipe_of(
     steps: int,
     seeds: int,
     threads: int,
+    processes: int = 1,
     more: dict[str, Any] | None = None,
 ) -> list[Step]:
     """One rlvr stage, a run for each seed; its validation and its saves come after its last step. The learning rate is
@@ -119,6 +121,7 @@ def recipe_of(
         "samples_per_prompt": work.group, "sampling": {"temperature": 1.0, "max_tokens": work.max_tokens},
         "learning_rate": 1e-6, "warmup_ratio": 0.0, "kl_coefficient": 0.0, "validate_every_steps": steps,
         "save_every_steps": steps, "micro_batch_tokens": 2048,
+        "accelerate": {"num_processes": processes, "threads": threads, "device": "cpu"},
     } | (more or {})  # fmt: skip
     recipe = {
         "name": name,
@@ -129,7 +132,6 @@ def recipe_of(
             "number_and_form": {"all_of": ["number", "ifeval"]},
         },
         "verifier_workers": 1,
-        "accelerate": {"threads": threads, "device": "cpu"},
         "server": {"max_model_len": 256, "kv_cache_mb": 256, "device": "cpu"},
         "stages": [stage],
     }
@@ -158,16 +160,17 @@ def train(
 ) -> list[list[dict[str, Any]]]:
     """The metrics of each run, a row a step, with `at`: seconds at its end. Raises SystemExit when one fails.
 
-    Each run is a fork of this process, which has imported what a stage imports.
+    A run's processes are forks of this one, which has imported what a stage imports.
     """
     os.environ[SERVER_VARIABLE] = str(state_file)
     os.environ[SHARED_VARIABLE] = str(at_once)
     importlib.import_module("tulu_lite.stages.rlvr")
-    waiting, running = list(steps), {}
+    waiting: list[Step] = list(steps)
+    running: dict[int, tuple[Step, float]] = {}  # by process
     while waiting or running:
-        while waiting and len(running) < at_once:
+        while waiting and len({step.id for step, _ in running.values()}) < at_once:
             step = waiting.pop(0)
-            running[_fork(folder, step)] = (step, time.monotonic())
+            running |= {pid: (step, time.monotonic()) for pid in _start(folder, step)}
         for pid, (step, began) in list(running.items()):
             if time.monotonic() - began > RUN_SECONDS:
                 print(f"{step.id} took more than {RUN_SECONDS:.0f} s", flush=True)
@@ -182,8 +185,25 @@ def train(
     return [read_metrics(step.folder / "metrics.jsonl") for step in steps]
 
 
-def _fork(folder: Path, step: Step) -> int:
-    """Start a run; its process id."""
+def _start(folder: Path, step: Step) -> list[int]:
+    """Start a run's processes as a launcher does; their ids."""
+    count = step.stage.accelerate.num_processes  # type: ignore[union-attr]
+    return [_fork(folder, step, place) for place in places_of(count)]
+
+
+def places_of(count: int) -> list[dict[str, str]]:
+    """What the environment tells each process of a group of its place in it; nothing where it is alone."""
+    if count == 1:
+        return [{}]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    group = meet | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def _fork(folder: Path, step: Step, group: dict[str, str]) -> int:
+    """Start a process of a run, told its place in the run's group; its id."""
     pid = os.fork()
     if pid:
         return pid
@@ -191,6 +211,7 @@ def _fork(folder: Path, step: Step) -> int:
     try:
         import sys
 
+        os.environ.update(group)
         step.folder.mkdir(parents=True, exist_ok=True)
         log = os.open(step.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)

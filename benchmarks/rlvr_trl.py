@@ -3,7 +3,10 @@
 Started by benchmarks/rlvr.py. Reads jobs from standard input, a JSON object a line, and answers each with a line on
 standard output that begins with ANSWER. One process does all jobs, so that nothing is imported in what is timed.
 
-A job: {model, prompts, rows, group, max_tokens, steps, learning_rate, seed, micro, threads, continuous}
+Several of these processes, told their places in a group by the environment as a launcher does, do each job together.
+
+A job: {model, prompts, rows, group, max_tokens, steps, learning_rate, seed, micro, threads, continuous}, where micro and
+threads are of each process
 Its answer: {seconds: of each step, tokens: mean response tokens of each step, ended: share of responses that ended}, or
 {error: what TRL raised}.
 """
@@ -11,6 +14,7 @@ Its answer: {seconds: of each step, tokens: mean response tokens of each step, e
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -45,8 +49,11 @@ class Ends(TrainerCallback):
 
 def settings(job: dict[str, Any], folder: str) -> trl.GRPOConfig:
     """TRL's settings for what our side does: on-policy GRPO, no KL term, loss by token over the whole step, float32."""
-    responses = job["rows"] * job["group"]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    responses = job["rows"] * job["group"] // processes
+    together = {"ddp_backend": "gloo", "ddp_find_unused_parameters": False} if processes > 1 else {}
     return trl.GRPOConfig(
+        **together,
         output_dir=folder,
         use_cpu=True,
         bf16=False,

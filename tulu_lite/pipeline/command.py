@@ -71,10 +71,12 @@ def launch_arguments(settings: AccelerateSettings, alone: bool = True) -> list[s
         arguments += ["--num_processes", str(processes), "--num_machines", "1", "--dynamo_backend", "no"]
         arguments += ["--mixed_precision", settings.mixed_precision]
         arguments += ["--num_cpu_threads_per_process", str(settings.threads)]
-        if settings.device == "cpu":
-            arguments += ["--cpu"]
-        elif processes > 1:
+        if (
+            processes > 1
+        ):  # on a CPU too, where --cpu would start one alone: so accelerate calls starting several
             arguments += ["--multi_gpu"]
+        elif settings.device == "cpu":
+            arguments += ["--cpu"]
     return [*arguments, *settings.extra_args]
 
 

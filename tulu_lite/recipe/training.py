@@ -31,7 +31,8 @@ class AccelerateSettings(Settings):
     config_file: str | None = None
     """An accelerate YAML file (recipes/accelerate/*.yaml); relative paths are relative to the recipe file."""
     num_processes: int | None = Field(None, ge=1)
-    """Training processes on this machine; by default what the config file says, or else one."""
+    """Training processes on this machine; by default what the config file says, or else one. On a CPU one for each core,
+    each with one thread, trains a small model faster than one process with a thread for each core."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Compute type; weights that are trained stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -89,6 +89,7 @@ def serve(spec: dict[str, Any]) -> int:
     sys.argv = ["tulu-lite-server", *arguments(spec, on_cpu)]
     # By name: the owner imports this file too, and must not import torch or vLLM.
     importlib.import_module("tulu_lite.rollout.lean").use_it()
+    importlib.import_module("tulu_lite.rollout.held_outputs").use_it()
     if on_cpu:
         _fork_the_engine()
         if spec["settings"]["max_loras"]:

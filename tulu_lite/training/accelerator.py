@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ def make_accelerator(settings: AccelerateSettings, seed: int) -> Accelerator:
         )
     if not on_cpu:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    elif _on_one_machine() and Path("/sys/class/net/lo").exists():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the processes listen to each other alone
     precision = settings.mixed_precision
     try:
         accelerator = Accelerator(
@@ -62,6 +65,10 @@ def make_accelerator(settings: AccelerateSettings, seed: int) -> Accelerator:
     return accelerator
 
 
+def _on_one_machine() -> bool:
+    return os.environ.get("LOCAL_WORLD_SIZE", "1") == os.environ.get("WORLD_SIZE", "1")
+
+
 def _on_cpu(settings: AccelerateSettings) -> bool:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise TuluLiteError(
@@ -86,7 +93,8 @@ def _check(accelerator: Accelerator, settings: AccelerateSettings, engines: list
             why="`accelerate launch --cpu` starts one process whatever it is asked for"
             if accelerator.device.type == "cpu"
             else "",
-            cure=f"set accelerate.num_processes to {local}, or start the stage with torchrun --nproc-per-node {settings.num_processes}",
+            cure=f"set accelerate.num_processes to {local}, or start {settings.num_processes} of them: "
+            f"`accelerate launch --multi_gpu --num_processes {settings.num_processes} ...`, on a CPU too",
         )
     active = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.FSDP: "FSDP"}.get(
         accelerator.distributed_type

@@ -82,6 +82,7 @@ def test_training_is_launched_by_accelerate_and_sampling_is_not(recipe: Recipe) 
         ({"config_file": "/c.yaml", "num_processes": 4, "mixed_precision": "bf16"}, "--config_file /c.yaml --num_processes 4 --mixed_precision bf16"),
         ({"device": "cpu", "threads": 3}, "--num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no --num_cpu_threads_per_process 3 --cpu"),
         ({"num_processes": 2}, "--num_processes 2 --num_machines 1 --dynamo_backend no --mixed_precision no --num_cpu_threads_per_process 2 --multi_gpu"),
+        ({"num_processes": 2, "device": "cpu", "threads": 1}, "--num_processes 2 --num_machines 1 --dynamo_backend no --mixed_precision no --num_cpu_threads_per_process 1 --multi_gpu"),
         ({"config_file": "/c.yaml", "extra_args": ["--main_process_port", "0"]}, "--config_file /c.yaml --main_process_port 0"),
     ],
 )  # fmt: skip
