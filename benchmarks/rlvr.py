@@ -190,7 +190,7 @@ def part_peer(
                         flush=True,
                     )
                 found[name] = asdict(work) | {
-                    "ours_s": mine, "trl_s": theirs, "ratio": statistics.median(ratios), "ratios": ratios, "lengths": lengths, "trl_settings": settings,
+                    "ours_s": mine, "trl_s": theirs, "ratio": statistics.median(ratios), "ratios": ratios, "lengths": lengths, "trl_settings": settings, "ours_settings": OURS,
                     "trl_tried": tried, "parts": ours.shares(rows),
                 }  # fmt: skip
     return found

@@ -38,14 +38,15 @@ class Held:
         self._since = 0.0
 
     def pass_on(
-        self, outputs: Mapping[int, Any], requests: Mapping[str, Any], version: str | None, now: float
+        self, outputs: dict[int, Any], requests: Mapping[str, Any], version: str | None, now: float
     ) -> None:
-        """Take out of one step's EngineCoreOutputs, by client, what can wait; send what must not wait any longer.
+        """Take out of one step's EngineCoreOutputs, by client, what can wait, and those that say nothing else; send what
+        must not wait any longer.
 
         requests: vLLM's, by id, those that have ended left out. version: of the weights that sampled this step.
         """
         if self._kept and version != self._version:
-            self._send_all(outputs)
+            self._send_all(type(next(iter(outputs.values()))))
         for client, step in outputs.items():
             going = []
             for output in step.outputs:
@@ -58,8 +59,11 @@ class Held:
                 else:
                     going.append(self._whole(output))
             step.outputs = going
+        kind = type(next(iter(outputs.values())))
+        for client in [client for client, step in outputs.items() if _silent(step)]:
+            del outputs[client]
         if self._kept and now - self._since >= LONGEST_S:
-            self._send_all(outputs)
+            self._send_all(kind)
 
     def _keep(self, client: int, output: Any, version: str | None, now: float) -> None:
         if not self._kept:
@@ -74,11 +78,10 @@ class Held:
         _, joined = self._kept.pop(output.request_id, (0, None))
         return output if joined is None else joined.ending_in(output)
 
-    def _send_all(self, outputs: Mapping[int, Any]) -> None:
+    def _send_all(self, kind: type) -> None:
         by_client: dict[int, list[Any]] = {}
         for client, joined in self._kept.values():
             by_client.setdefault(client, []).append(joined.output())
-        kind = type(next(iter(outputs.values())))
         for client, kept in by_client.items():
             self.send((client, kind(outputs=kept, weight_version=self._version)))
         self._kept.clear()
@@ -141,8 +144,29 @@ def _plain(output: Any) -> bool:
     return not output.num_nans_in_logits and all(getattr(output, name) is None for name in _OTHERS)
 
 
+def _silent(step: Any) -> bool:
+    named = ("scheduler_stats", "utility_output", "finished_requests", "wave_complete", "start_wave")
+    return not step.outputs and all(getattr(step, name) is None for name in named)
+
+
+def seldom(make_stats: Callable[..., Any]) -> Callable[..., Any]:
+    """A vLLM scheduler's make_stats that counts itself only once a second while it has work. What is counted since the
+    last time is part of the next; figures that are of one step alone are told at once."""
+
+    def make_seldom(self: Any, *of_the_step: Any, **named: Any) -> Any:
+        now = time.monotonic()
+        nothing_new = all(one is None for one in (*of_the_step, *named.values()))
+        if self.running and nothing_new and now - getattr(self, "counted_at", -LONGEST_S) < LONGEST_S:
+            return None
+        self.counted_at = now
+        return make_stats(self, *of_the_step, **named)
+
+    return make_seldom
+
+
 def use_it() -> None:
     """In the engine's process, or before it is forked."""
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.core import EngineCore
 
     attach = EngineCore._attach_weight_version
@@ -160,3 +184,4 @@ def use_it() -> None:
         self.held_outputs.pass_on(outputs, self.scheduler.requests, self._weight_version, time.monotonic())
 
     EngineCore._attach_weight_version = attach_and_hold  # type: ignore[method-assign]
+    Scheduler.make_stats = seldom(Scheduler.make_stats)  # type: ignore[method-assign]

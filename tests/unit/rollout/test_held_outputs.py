@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tulu_lite.rollout.held_outputs import _OTHERS, LONGEST_S, Held, can_wait, joined_logprobs
+from tulu_lite.rollout.held_outputs import _OTHERS, LONGEST_S, Held, can_wait, joined_logprobs, seldom
 from tulu_lite.rollout.lean import FLAG
 
 
@@ -32,6 +32,10 @@ class Step:
     outputs: list[Any] = field(default_factory=list)
     weight_version: str | None = None
     scheduler_stats: Any = None
+    utility_output: Any = None
+    finished_requests: Any = None
+    wave_complete: Any = None
+    start_wave: Any = None
 
 
 def output(name: str, token: int, finish: str | None = None, **more: Any) -> Any:
@@ -80,13 +84,15 @@ def step_of(
 ) -> None:
     """As vLLM does a step: those that end are forgotten before; what is left in the step is sent after."""
     step = Step(outputs, version)
+    of_clients = {0: step}
     alive = {
         name: one
         for name, one in requests.items()
         if name not in {o.request_id for o in outputs if o.finish_reason}
     }
-    held.pass_on({0: step}, alive, version, now)
-    api.take((0, step))
+    held.pass_on(of_clients, alive, version, now)
+    for sent in of_clients.items():
+        api.take(sent)
 
 
 @settings(max_examples=60, deadline=None)
@@ -178,10 +184,35 @@ def test_an_output_with_logits_that_are_not_numbers_does_not_wait() -> None:
     assert api.tokens == {"r": [1]}
 
 
-def test_what_goes_with_a_step_goes_at_once() -> None:
-    step = Step([output("r", 1)], scheduler_stats="stats")
-    Held(lambda _: pytest.fail("nothing is to be sent")).pass_on({0: step}, {"r": request()}, "1", 0.0)
-    assert step.outputs == [] and step.scheduler_stats == "stats"
+@pytest.mark.parametrize(
+    "name", ["scheduler_stats", "utility_output", "finished_requests", "wave_complete", "start_wave"]
+)
+def test_what_goes_with_a_step_goes_at_once(name: str) -> None:
+    steps = {0: Step([output("r", 1)], **{name: "more"})}
+    Held(lambda _: pytest.fail("nothing is to be sent")).pass_on(steps, {"r": request()}, "1", 0.0)
+    assert steps[0].outputs == [] and getattr(steps[0], name) == "more"
+
+
+def test_a_step_that_says_nothing_is_not_sent() -> None:
+    steps = {0: Step([output("r", 1)]), 1: Step([output("s", 1)])}
+    Held(lambda _: None).pass_on(steps, {"r": request(), "s": request(flag=False)}, "1", 0.0)
+    assert list(steps) == [1]
+
+
+def test_a_scheduler_counts_once_a_second_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, made = [50.0], []
+    monkeypatch.setattr("tulu_lite.rollout.held_outputs.time.monotonic", lambda: now[0])
+    scheduler = SimpleNamespace(running=["r"])
+    make = seldom(lambda self, *rest, **named: made.append((now[0], rest, named)) or "stats")
+    told = []
+    for _ in range(25):
+        told.append(make(scheduler, None, perf_stats=None))
+        now[0] += LONGEST_S / 10
+    assert [place for place, one in enumerate(told) if one] == [0, 10, 20]
+    assert make(scheduler, "drafts") == "stats" and make(scheduler, None, perf_stats="flops") == "stats"
+    assert make(scheduler, None) is None
+    scheduler.running = []  # the last word: nothing runs any more
+    assert make(scheduler, None) == "stats"
 
 
 def test_each_client_is_sent_its_own() -> None:
