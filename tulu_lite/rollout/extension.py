@@ -31,7 +31,6 @@ from .fingerprint import fingerprint
 from .head_sizes import allow_any_head_size
 from .held import HeldWeights, tied_layers
 from .held_experts import repack_experts_on_update
-from .held_outputs import use_it as hold_outputs
 from .launch import BACKEND
 from .layer_kernels import use_them as use_layer_kernels
 from .process import boot_id, die_with_parent
@@ -57,7 +56,6 @@ def keep_freed_memory() -> None:
 
 
 _die_with_the_api_server()
-hold_outputs()
 if current_platform.is_cpu():
     allow_any_head_size()
     repack_experts_on_update()

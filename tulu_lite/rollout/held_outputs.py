@@ -1,7 +1,7 @@
 """An engine that tells its API server of a response once a second and when it ends, not at every token.  [vLLM 0.32]
 
 vLLM's engine sends each step's tokens to the API server, which adds each to its response. For requests that are answered
-as a whole that is work for nothing, and on a CPU it is taken from the sampling itself: a seventh of it with a small
+as a whole that is work for nothing, and on a CPU it is taken from the sampling itself: an eighth of it with a small
 model. Here the engine keeps what it has sampled of such a response and sends it joined. The API server ends up with the
 same, only later. No token is told of under another weight version than the one that sampled it: when the version
 changes, all that is kept is sent first. Once a second it is sent anyway, so that the count of sampled tokens shows that
@@ -45,8 +45,9 @@ class Held:
 
         requests: vLLM's, by id, those that have ended left out. version: of the weights that sampled this step.
         """
+        kind = type(next(iter(outputs.values())))
         if self._kept and version != self._version:
-            self._send_all(type(next(iter(outputs.values()))))
+            self._send_all(kind)
         for client, step in outputs.items():
             going = []
             for output in step.outputs:
@@ -59,7 +60,6 @@ class Held:
                 else:
                     going.append(self._whole(output))
             step.outputs = going
-        kind = type(next(iter(outputs.values())))
         for client in [client for client, step in outputs.items() if _silent(step)]:
             del outputs[client]
         if self._kept and now - self._since >= LONGEST_S:
@@ -165,13 +165,11 @@ def seldom(make_stats: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def use_it() -> None:
-    """In the engine's process, or before it is forked."""
+    """Before the engine is forked."""
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.core import EngineCore
 
     attach = EngineCore._attach_weight_version
-    if attach.__module__ == __name__:
-        return
 
     def attach_and_hold(self: Any, outputs: dict[int, Any]) -> None:
         """vLLM calls it on the outputs of each step before they are sent."""
