@@ -95,8 +95,9 @@ def _told_of_peer(peer: dict[str, Any]) -> str:
         "learning rate. TRL's vLLM server mode needs CUDA (its weights go there by NCCL); its colocated mode was not run: it "
         "loads weights by the model's bare load_weights, which vLLM's CPU build cannot do once it runs. Its torch_compile, "
         "tried by hand at even lengths in two processes with micro-batches of 96, gave steps of 9.6 s against 9.2 s without "
-        "(medians of five and six), after two of 81 and 42 s that compile. Without gradient checkpointing, and with the fastest "
-        "of these:",
+        "(medians), after two of 81 and 42 s that compile; in one process it gave 9.1 s with micro-batches of 192, where nothing "
+        "uncompiled was quicker than 9.2 s, and once 7.6 s with 48 beside 8.1 to 9.0 s without, so a long run of it may be up "
+        "to a tenth quicker than what is measured here. Without gradient checkpointing, and with the fastest of these:",
         "",
         "| lengths | responses | of at most | micro-batch | processes | threads of each | generation | seconds a step |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
