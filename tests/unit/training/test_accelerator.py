@@ -53,7 +53,7 @@ def test_processes_that_did_not_join(monkeypatch: pytest.MonkeyPatch, accelerato
 def test_processes_that_were_never_started() -> None:
     with pytest.raises(TuluLiteError, match="num_processes is 2, but 1 runs") as raised:
         make_accelerator(CPU.model_copy(update={"num_processes": 2}), 0)
-    assert "torchrun --nproc-per-node 2" in raised.value.cure
+    assert "accelerate launch --multi_gpu --num_processes 2" in raised.value.cure
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
