@@ -61,8 +61,10 @@ OURS: dict[str, Any] = {
     "threads": 1,
     "more": {"micro_batch_tokens": 1024, "compile": True},
 }
+SETTINGS = ("micro", "processes", "threads", "continuous", "compile")  # of the peer that are tried
 LORA = {"lora": {"rank": 8, "alpha": 16}}
-ANSWER_SECONDS = 280.0  # that the peer may take for one job
+ANSWER_SECONDS = 420.0  # that the peer may take for one job
+COMPILES = 3  # steps in which a compiled peer compiles: for the first shapes, for others, for any
 
 
 class PeerProcess:
@@ -171,18 +173,19 @@ def part_peer(
                 for number, run in enumerate(runs):
                     [rows] = ours.train(folder, [run], server)
                     mine += ours.seconds_between(rows)
-                    answer = peer.do(jobs[name] | settings | {"steps": STEPS - 1, "seed": number + 1})
+                    warm = _warm(settings)
+                    answer = peer.do(jobs[name] | settings | {"steps": warm + STEPS - 2, "seed": number + 1})
                     if "error" in answer:
                         raise SystemExit(f"TRL failed: {answer['error']}")
-                    theirs += answer["seconds"][1:]
+                    theirs += answer["seconds"][warm:]
                     ratios.append(
-                        statistics.median(answer["seconds"][1:])
+                        statistics.median(answer["seconds"][warm:])
                         / statistics.median(ours.seconds_between(rows))
                     )
                     lengths.append(
                         {
                             "ours": statistics.mean(row["response_tokens"] for row in ours.counted(rows)),
-                            "trl": statistics.mean(answer["tokens"][1:]),
+                            "trl": statistics.mean(answer["tokens"][warm:]),
                         }
                     )
                     print(
@@ -199,7 +202,7 @@ def part_peer(
 def _job(folder: Path, model: Path, work: Work) -> dict[str, Any]:
     return asdict(work) | {
         "model": str(model), "prompts": str(folder / "prompts.jsonl"), "steps": 3, "learning_rate": 1e-6, "seed": 1,
-        "micro": work.rows * work.group, "processes": 1, "threads": cores(), "continuous": False,
+        "micro": work.rows * work.group, "processes": 1, "threads": cores(), "continuous": False, "compile": False,
     }  # fmt: skip
 
 
@@ -213,27 +216,39 @@ def _kinds(peer: Peer, job: dict[str, Any]) -> list[dict[str, Any]]:
 def _best_settings(
     peer: Peer, job: dict[str, Any], continuous: bool
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(the micro-batch, processes and threads with which TRL's step is shortest here, all that were tried)."""
+    """(the settings with which TRL's step is shortest here, all that were tried): micro-batches, processes and threads;
+    then the quickest micro-batch of each number of processes is compiled too."""
     whole, most = job["micro"], cores()
+    job = job | {"continuous": continuous}
     tried = [
-        _try(peer, job | {"micro": micro, "processes": count, "threads": threads, "continuous": continuous})
+        _try(peer, job | {"micro": micro, "processes": count, "threads": threads})
         for micro, count, threads in (
             (whole, 1, most), (whole // 4, 1, most), (whole, 1, 1), (whole // most, most, 1), (whole // 4, most, 1), (whole // 8, most, 1),
         )
     ]  # fmt: skip
+    for count in sorted({1, most}):
+        best = min((one for one in tried if one["processes"] == count), key=_seconds)
+        tried.append(_try(peer, job | {name: best[name] for name in SETTINGS} | {"compile": True}))
     best = min(tried, key=_seconds)
     if best["seconds"] is None:
         raise SystemExit(f"TRL works with no settings: {best['error']}")
-    return {name: best[name] for name in ("micro", "processes", "threads", "continuous")}, tried
+    return {name: best[name] for name in SETTINGS}, tried
+
+
+def _warm(settings: dict[str, Any]) -> int:
+    """How many of TRL's first steps count nowhere."""
+    return COMPILES if settings["compile"] else 1
 
 
 def _try(peer: Peer, job: dict[str, Any]) -> dict[str, Any]:
-    """What was tried, and the shortest step after the first one; None where TRL raised."""
-    answer = peer.do(job)
-    kept = {name: job[name] for name in ("micro", "processes", "threads", "continuous", "max_tokens")}
+    """What was tried, and the shortest step after those that warm up; None where TRL raised."""
+    warm = _warm(job)
+    answer = peer.do(job | {"steps": job["steps"] - 1 + warm})
+    kept = {name: job[name] for name in (*SETTINGS, "max_tokens")}
     kept["responses"] = job["rows"] * job["group"]
     kept |= {
-        "seconds": min(answer["seconds"][1:]) if "seconds" in answer else None,
+        "seconds": min(answer["seconds"][warm:]) if "seconds" in answer else None,
+        "warm_seconds": answer["seconds"][:warm] if "seconds" in answer else None,
         "error": answer.get("error"),
     }
     print(f"TRL with {kept}", flush=True)

@@ -93,14 +93,12 @@ def _told_of_peer(peer: dict[str, Any]) -> str:
     lines = [
         f"Peer: {versions}. On-policy GRPO on both sides, no KL term, loss by token, the same reward function, prompts and "
         "learning rate. TRL's vLLM server mode needs CUDA (its weights go there by NCCL); its colocated mode was not run: it "
-        "loads weights by the model's bare load_weights, which vLLM's CPU build cannot do once it runs. Its torch_compile, "
-        "tried by hand at even lengths in two processes with micro-batches of 96, gave steps of 9.6 s against 9.2 s without "
-        "(medians), after two of 81 and 42 s that compile; in one process it gave 9.1 s with micro-batches of 192, where nothing "
-        "uncompiled was quicker than 9.2 s, and once 7.6 s with 48 beside 8.1 to 9.0 s without, so a long run of it may be up "
-        "to a tenth quicker than what is measured here. Without gradient checkpointing, and with the fastest of these:",
+        "loads weights by the model's bare load_weights, which vLLM's CPU build cannot do once it runs. Without gradient "
+        "checkpointing, and with the fastest of these; where torch_compile was on, its first steps, which compile, count "
+        "nowhere:",
         "",
-        "| lengths | responses | of at most | micro-batch | processes | threads of each | generation | seconds a step |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| lengths | responses | of at most | micro-batch | processes | threads of each | generation | compiled | seconds a step |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     tried = {"kind of generation": peer["trl_kinds"]}
     tried |= {name: peer[name]["trl_tried"] for name in ("even", "skewed") if name in peer}
@@ -110,7 +108,7 @@ def _told_of_peer(peer: dict[str, Any]) -> str:
             seconds = one["error"] if one["seconds"] is None else f"{one['seconds']:.2f}"
             lines.append(
                 f"| {name} | {one['responses']} | {one['max_tokens']} | {one['micro']} | {one.get('processes', 1)} | "
-                f"{one['threads']} | {kind} | {seconds} |"
+                f"{one['threads']} | {kind} | {_compiled(one)} | {seconds} |"
             )
     for name in [name for name in ("even", "skewed") if name in peer]:
         chosen = ", ".join(f"{key} {value}" for key, value in peer[name]["trl_settings"].items())
@@ -120,6 +118,14 @@ def _told_of_peer(peer: dict[str, Any]) -> str:
             more = ", ".join(f"{key} {value}" for key, value in mine["more"].items())
             lines[-1] += f" Ours: processes {mine['processes']}, threads {mine['threads']}, {more}."
     return "\n".join(lines)
+
+
+def _compiled(tried: dict[str, Any]) -> str:
+    """Whether torch_compile was on, and what its first steps took."""
+    if not tried.get("compile"):
+        return "no"
+    warm = ", ".join(f"{seconds:.0f}" for seconds in tried["warm_seconds"] or [])
+    return f"yes (first steps {warm} s)"
 
 
 def plot(sweeps: dict[str, list[dict[str, Any]]], out: Path) -> None:

@@ -5,8 +5,8 @@ standard output that begins with ANSWER. One process does all jobs, so that noth
 
 Several of these processes, told their places in a group by the environment as a launcher does, do each job together.
 
-A job: {model, prompts, rows, group, max_tokens, steps, learning_rate, seed, micro, threads, continuous}, where micro and
-threads are of each process
+A job: {model, prompts, rows, group, max_tokens, steps, learning_rate, seed, micro, threads, continuous, compile},
+where micro and threads are of each process
 Its answer: {seconds: of each step, tokens: mean response tokens of each step, ended: share of responses that ended}, or
 {error: what TRL raised}.
 """
@@ -71,6 +71,7 @@ def settings(job: dict[str, Any], folder: str) -> trl.GRPOConfig:
         beta=0.0,
         loss_type="dapo",
         use_transformers_continuous_batching=job["continuous"],
+        torch_compile=job["compile"],
         seed=job["seed"],
         report_to="none",
         save_strategy="no",
@@ -82,6 +83,7 @@ def settings(job: dict[str, Any], folder: str) -> trl.GRPOConfig:
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
+    torch.compiler.reset()  # what earlier jobs compiled counts towards a limit, beyond which nothing is compiled
     rows = [json.loads(line) for line in Path(job["prompts"]).read_text().splitlines()]
     data = Dataset.from_list([{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows])
     lengths: list[list[int]] = []
