@@ -128,12 +128,17 @@ def _compiled(tried: dict[str, Any]) -> str:
     return f"yes (first steps {warm} s)"
 
 
+def _short(value: int) -> str:
+    """A count as an axis names it."""
+    return f"{value / 1e6:.1f} M" if value >= 1e6 else str(value)
+
+
 def plot(sweeps: dict[str, list[dict[str, Any]]], out: Path) -> None:
     """Seconds a step and their parts by each of what grows; both axes logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     names = {"group": "responses of a prompt", "max_tokens": "tokens of a response", "size": "parameters"}
     figure, axes = pyplot.subplots(1, len(sweeps), figsize=(4 * len(sweeps), 3.4), sharey=True)
@@ -144,6 +149,11 @@ def plot(sweeps: dict[str, list[dict[str, Any]]], out: Path) -> None:
             seconds = [point[part] * point["step_s"] for point in points]
             axis.plot(values, seconds, "--.", label={"sample_s": "sampling", "train_s": "training"}[part])
         axis.set(xscale="log", yscale="log", xlabel=names[name])
+        axis.set_xticks(values, [_short(value) for value in values])
+        axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("seconds a step")
     axes[0].legend()
