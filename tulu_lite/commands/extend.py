@@ -90,7 +90,7 @@ def extensions_of(
         _check(longest)
         beyond = longest.stage.steps - first.stage.steps + more  # type: ignore[union-attr]
         found.append(Extension(run=first.id.partition("/")[2], steps=beyond))
-        notes += _schedule_note(longest, more)
+        notes += [*_schedule_note(longest, more), *_ahead_note(longest)]
     return found, list(dict.fromkeys(notes))
 
 
@@ -154,6 +154,16 @@ def _schedule_note(run: Step, more: int) -> list[str]:
         f"the schedule of {stage.name} is {stage.schedule}, not constant: the steps from now on have the learning rates "  # type: ignore[union-attr]
         f"that a run of {stage.steps + more} steps has there, so the rate rises again where the first part ended low, and "  # type: ignore[union-attr]
         "the result is not that of a run which was so long from the start"
+    ]
+
+
+def _ahead_note(run: Step) -> list[str]:
+    stage = run.stage
+    if not stage.ahead:  # type: ignore[union-attr]
+        return []
+    return [
+        f"the rhythm of {stage.name} is {stage.rhythm}: a run's last step begins no batch for those after it, so the first "  # type: ignore[union-attr]
+        "that come now are sampled from newer weights than in a run which was so long from the start"
     ]
 
 

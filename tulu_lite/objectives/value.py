@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .advantages import variance
+
 
 class ValueTerms(NamedTuple):
     """Per-token terms, both [B, T]; nothing is masked yet."""
@@ -34,10 +36,6 @@ def explained_variance(returns: Tensor, errors: Tensor) -> Tensor:
 
     1: the values say all; 0: no more than a constant would; negative: worse.
     """
-
-    def variance(sums: Tensor) -> Tensor:
-        count = sums[0].clamp(min=1)
-        return (sums[2] / count - (sums[1] / count).square()).clamp(min=0)
 
     spread = variance(returns)
     return torch.where(spread > 0, 1 - variance(errors) / torch.where(spread > 0, spread, 1), 0)

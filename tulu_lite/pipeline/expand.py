@@ -30,6 +30,7 @@ from .steps import Step
 
 # Raised when a stage's meaning changes, so that results of the old meaning are not taken for the new.
 FORMAT = 2
+FORMAT_OF = {"rlvr": 3}  # of kinds whose meaning changed by itself
 APART = (
     "name",
     "init",
@@ -119,7 +120,7 @@ class _Expansion:
         self, stage: TrainingStage, runs: Sequence[Run], first: Sequence[Step]
     ) -> list[tuple[Step, int]]:
         """(run, steps beyond its own) of every extension; that of the best, before it is known, of the choice itself."""
-        found = []
+        found: list[tuple[Step, int]] = []
         for extension in getattr(stage, "extend", ()):
             if extension.run == "best":
                 choice = self.order.get(f"{stage.name}/best") or self._choice(
@@ -131,7 +132,8 @@ class _Expansion:
                 named = [
                     step for run, step in zip(runs, first, strict=True) if extension.run in ("all", run.name)
                 ]
-                found += [(step, extension.steps) for step in named]
+                # one that was stopped early as hopeless does not go on
+                found += [(step, extension.steps) for step in named if not _stopped(step)]
         return found
 
     def _lengths(
@@ -248,12 +250,14 @@ class _Expansion:
         ]
         inputs = tuple(dict.fromkeys([model, *others, *rows_from, *more]))
         what = {
-            "format": FORMAT,
+            "format": FORMAT_OF.get(kind, FORMAT),
             "kind": kind,
             "seed": seed,
             **self.shared,
             "stage": self._stage_identity(stage),
         }
+        if seed != self.recipe.seed and _chooses_rows(stage):
+            what["rows_seed"] = self.recipe.seed  # which rows are used is the same for all runs
         step = self._put(id, kind, stage, seed, model, inputs, what)
         self.order[id] = replace(step, setting=setting, extends=extends)
         return self.order[id]
@@ -306,6 +310,11 @@ class _Expansion:
         folders = [name for name in getattr(stage, "other_models", ()) if not is_stage_name(name)]
         if folders:
             plain["other_models"] = [self._pool_key(name) for name in folders]
+        if (replay := getattr(stage, "replay", None)) is not None:
+            recorded = sorted(Path(replay).glob("step-*.jsonl*"))
+            plain["replay"] = [
+                {"file": path.name, "sha256": file_hash(path, self.ledger)} for path in recorded
+            ]
         judged = False
         for field in SOURCE_FIELDS:
             for source, entry in zip(getattr(stage, field, None) or (), plain.get(field, ()), strict=True):
@@ -338,6 +347,23 @@ class _Expansion:
     def _source_verifiers(self, stage: AnyStage) -> list[Any]:
         named = [source.verifier for field in SOURCE_FIELDS for source in getattr(stage, field, ())]
         return [verifier for verifier in [*named, getattr(stage, "rank_by", None)] if verifier]
+
+
+def _stopped(step: Step) -> bool:
+    """Whether a run is done, and ended early."""
+    result = step.result
+    return result is not None and "stopped_early" in result["summary"]
+
+
+def _chooses_rows(stage: Any) -> bool:
+    """Whether which of its sources' rows the stage uses, or how often, hangs on a seed: a limit, or parts of a mix."""
+    decontaminate = stage.filters.decontaminate
+    sources = [source for field in SOURCE_FIELDS for source in getattr(stage, field, None) or ()]
+    return any(
+        (source.limit is not None and not source.streaming)
+        or not (source.count is None and source.fraction is None and source.weight is None)
+        for source in [*sources, *(decontaminate.against if decontaminate else ())]
+    )
 
 
 def _judged(stage: AnyStage) -> bool:

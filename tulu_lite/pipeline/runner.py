@@ -100,6 +100,8 @@ class Runner:
                 runs = together(left)
                 self._train_or_sample(runs)
                 seen |= {run.id for run in runs}
+                if any("stopped_early" in run.summary for run in runs):
+                    self.order = expand(self.recipe, self.ledger)  # those do not go on longer
 
     @property
     def steps(self) -> dict[str, Step]:

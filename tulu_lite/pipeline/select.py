@@ -53,7 +53,9 @@ def choose(candidates: Sequence[Candidate], higher: bool) -> Candidate:
 
 def choice_result(step: Step, runs: Sequence[Step]) -> dict[str, Any]:
     """The result of the stage as a whole: the model of the run that goes on. Raises TuluLiteError where the runs cannot
-    be compared."""
+    be compared. A run alone goes on whether it was validated or not."""
+    if len(runs) == 1 and "validation" not in runs[0].summary:
+        return _result(step, runs[0], {"candidates": {runs[0].id: None}})
     validation = {run.id: validation_of(run) for run in runs}
     metrics = {(one["metric"], one["better"]) for one in validation.values()}
     if len(metrics) > 1:
@@ -74,17 +76,17 @@ def choice_result(step: Step, runs: Sequence[Step]) -> dict[str, Any]:
         for run in runs
     ]
     best = next(run for run in runs if run.id == choose(candidates, better == "higher").id)
+    told = {"metric": metric, "value": validation[best.id]["value"], "better": better}
+    values = {run.id: validation[run.id]["value"] for run in runs}
+    return _result(step, best, {"validation": told, "candidates": values})
+
+
+def _result(step: Step, best: Step, summary: dict[str, Any]) -> dict[str, Any]:
     return {
         "step": step.id,
         "key": step.key,
         "model": os.path.relpath(best.folder / best.outcome["model"], step.folder),
-        "summary": {
-            "chosen": best.id,
-            "seed": best.seed,
-            "setting": best.setting,
-            "validation": {"metric": metric, "value": validation[best.id]["value"], "better": better},
-            "candidates": {run.id: validation[run.id]["value"] for run in runs},
-        },
+        "summary": {"chosen": best.id, "seed": best.seed, "setting": best.setting, **summary},
         "seconds": 0.0,
     }
 

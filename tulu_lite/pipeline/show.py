@@ -111,9 +111,10 @@ def headline(step: Step, summary: dict[str, Any]) -> str:
         accuracy = summary["accuracy"]
         return f"accuracy {100 * accuracy['value']:.1f} % [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
     if step.kind == "select":
-        return f"{summary['chosen']} goes on: {validation_text(summary['validation'])}"
-    told = [validation_text(summary["validation"])] if "validation" in summary else []
-    shown = told + [
+        told = validation_text(summary["validation"]) if "validation" in summary else "the only run"
+        return f"{summary['chosen']} goes on: {told}"
+    validated = [validation_text(summary["validation"])] if "validation" in summary else []
+    shown = validated + [
         f"{name} {value:.4g}"
         for name, value in summary.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -52,7 +52,13 @@ class Collected:
     sample_s: float = 0.0  # seconds until the last response was there
     verify_s: float = 0.0  # seconds of judging after that
     overlapped_s: float = 0.0  # seconds of judging while others were sampled
+    taken: set[str] = field(
+        default_factory=set
+    )  # ids of what was asked first in the whole batch, by all processes
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        self.taken |= {prompt.id for prompt in self.prompts.values()}
 
     @property
     def whole(self) -> bool:
@@ -107,7 +113,7 @@ class _Collecting:
         self.kept: list[Prompt] = []  # so that identities stay theirs
         self.tasks: list[Future[Any]] = []
         self.verdicts: list[Any] = []
-        self.taken = {prompt.id for prompt in batch.prompts.values()}
+        self.others: list[Prompt] = []  # what may replace groups, once some do
 
     def run(self) -> None:
         lacking = {
@@ -190,5 +196,14 @@ class _Collecting:
                 self.batch.groups[place] = group
                 return
             self.batch.refilled += 1
-        other = self.owner.stream.instead(self.batch.step, place, round + 1, self.taken)
-        self._ask({place: other}, round + 1)
+        self._ask({place: self._instead(place, round)}, round + 1)
+
+    def _instead(self, place: int, round: int) -> Prompt:
+        """What comes next in this place, another prompt than in any other place and round while there are so many:
+        whatever the order in which groups come, and whichever process has the place."""
+        assert self.stage.refill is not None
+        count = self.stage.prompts_per_step
+        if not self.others:
+            most = count * self.stage.refill.max_rounds
+            self.others = self.owner.stream.others(self.batch.step, self.batch.taken, most)
+        return self.others[(round * count + place) % len(self.others)]

@@ -42,10 +42,12 @@ def _by_groups(items: Sequence[Answered], stage: RlvrStage) -> dict[str, float]:
     places = sorted({item.place for item in items})
     row = {place: number for number, place in enumerate(places)}
     rewards_PG = torch.full((len(places), stage.samples_per_prompt), math.nan, dtype=torch.float64)
+    penalties_PG = torch.zeros_like(rewards_PG)
     for item in items:
-        rewards_PG[row[item.place], item.sample] = item.reward - float(_penalty(item, stage).double().sum())
+        rewards_PG[row[item.place], item.sample] = item.reward
+        penalties_PG[row[item.place], item.sample] = _penalty(item, stage).double().sum()
     assert stage.advantage != "gae"
-    advantages_PG = group_advantages(rewards_PG, stage.advantage).float()
+    advantages_PG = group_advantages(rewards_PG, stage.advantage, penalties_PG).float()
     for item in items:
         item.advantage = float(advantages_PG[row[item.place], item.sample])
     return {}

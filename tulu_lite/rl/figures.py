@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..objectives.signal import differ
 from ..recipe import RlvrStage
 from ..records import RolloutGroup
 from ..training.sharding import from_all
@@ -134,6 +135,7 @@ def _sampled(responses: Sequence[Told], signals: Sequence[bool]) -> dict[str, fl
     known = [one for one in responses if one.reward == one.reward]
     return {
         "reward": _mean([one.reward for one in known]),
+        "reward_spread": _spread([one.reward for one in known]),
         "pass_rate": _mean([one.passed for one in known]),
         "response_tokens": _mean([one.tokens for one in responses]),
         "truncated_share": 1 - _mean([one.finished for one in responses]) if responses else 0.0,
@@ -157,6 +159,12 @@ def staleness(groups: Iterable[RolloutGroup], now: int) -> tuple[float, int]:
     tokens = max(total.total(), 1)
     mean = sum((now - step) * count for step, count in total.items()) / tokens
     return mean, max((now - step for step in total), default=0)
+
+
+def _spread(values: Sequence[float]) -> float:
+    """The highest less the lowest; 0 where they differ by rounding alone."""
+    lowest, highest = min(values, default=0.0), max(values, default=0.0)
+    return highest - lowest if differ(lowest, highest) else 0.0
 
 
 def _mean(values: Sequence[Any]) -> float:

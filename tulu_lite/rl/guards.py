@@ -23,6 +23,8 @@ class Watchdog:
         Raises TuluLiteError in its place with `no_signal: stop`.
         """
         silent, endless = figures["silent_groups_share"] >= 1, figures["truncated_share"] >= 1
+        if self.stage.compares_beyond_groups:  # groups that are each all right or all wrong teach these
+            silent = silent and figures["reward_spread"] == 0
         self.state = {
             "silent": (self.state["silent"] + 1) * silent,
             "endless": (self.state["endless"] + 1) * endless,

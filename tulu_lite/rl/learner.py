@@ -42,7 +42,8 @@ SKIPS_IN_A_ROW = 10  # updates left out for their gradients before the stage sto
 class Learner:
     """The policy, its optimiser, and what the objective needs besides: reference and value model.
 
-    state: {"updates": optimiser steps of the policy so far, "critic_updates": of the values, "skips": left out in a row}.
+    state: {"updates": optimiser steps of the policy so far, "critic_updates": of the values, "skips" and "critic_skips": of
+    each those left out in a row}.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Learner:
         self.reference: Reference | None = None
         self.critic: Critic | None = None
         self.look: Callable[..., None] | None = None  # of a replay (doctor/replay_rlvr.py)
-        self.state: dict[str, int] = {"updates": 0, "critic_updates": 0, "skips": 0}
+        self.state: dict[str, int] = {"updates": 0, "critic_updates": 0, "skips": 0, "critic_skips": 0}
         # Whether a response with advantage 0 has a gradient: by a KL term, an entropy bonus, or its values.
         self.all_teach = bool(
             (stage.kl_coefficient and stage.kl_in == "loss") or stage.entropy_coefficient or stage.critic
@@ -271,7 +272,11 @@ class Learner:
         if self.critic is not None:
             self.state["critic_updates"] += 1
             number = self.state["critic_updates"]
-            norm = self._careful(lambda: self.critic.update(number, f"{where} (value model)"), sums)  # type: ignore[union-attr]
+            norm = self._careful(
+                lambda: self.critic.update(number, f"{where} (value model)"),  # type: ignore[union-attr]
+                sums,
+                "critic_skips",
+            )
             figures |= {"value_grad_norm": norm, "value_learning_rate": self.critic.rate(number)}
         if trains_policy:
             self.state["updates"] += 1
@@ -281,21 +286,23 @@ class Learner:
                     self.accelerator, self.model, self.optimizer, rate, self.stage.max_grad_norm, where
                 ),
                 sums,
+                "skips",
             )
             figures |= {"grad_norm": norm, "learning_rate": rate}
         return {name: value for name, value in figures.items() if math.isfinite(value)}
 
-    def _careful(self, update: Callable[[], float], sums: UpdateSums) -> float:
-        """An update, or NaN where it is left out since its gradient is not finite and the recipe says to skip."""
+    def _careful(self, update: Callable[[], float], sums: UpdateSums, skips: str) -> float:
+        """An update, or NaN where it is left out since its gradient is not finite and the recipe says to skip. skips: the
+        model's own count in `state`, since the other model's updates may well be finite."""
         try:
             norm = update()
         except NotFinite as error:
-            self.state["skips"] += 1
-            if self.stage.on_nan == "stop" or error.updated or self.state["skips"] >= SKIPS_IN_A_ROW:
+            self.state[skips] = self.state.get(skips, 0) + 1  # a save of before counts both as one
+            if self.stage.on_nan == "stop" or error.updated or self.state[skips] >= SKIPS_IN_A_ROW:
                 raise
             sums.skipped += 1
             return math.nan
-        self.state["skips"] = 0
+        self.state[skips] = 0
         return norm
 
     def _check_gap(self, gap: Tensor, step: int) -> None:

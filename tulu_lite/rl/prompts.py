@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ..datasets.batching import epoch_order
@@ -53,16 +53,13 @@ class PromptStream:
         shares = self.state["rates"].get(id)
         return sum(shares) / len(shares) if shares else None
 
-    def instead(self, step: int, place: int, round: int, taken: Iterable[str]) -> Prompt:
-        """The prompt that fills a place of a step's batch in a round of refill: a function of seed and arguments, and
-        none of those taken while there are others."""
-        drawn = random.Random(f"{self.seed}:refill:{step}:{place}:{round}")
-        taken = set(taken)
-        for _ in range(64):
-            prompt = self.prompts[drawn.randrange(len(self.prompts))]
-            if prompt.id not in taken:
-                break
-        return prompt
+    def others(self, step: int, taken: Collection[str], count: int) -> list[Prompt]:
+        """Up to `count` different prompts from which a step's batch is filled up again: a function of seed and arguments,
+        and none of those taken while there are others."""
+        some = min(len(self.prompts), count + len(taken))
+        drawn = random.Random(f"{self.seed}:refill:{step}").sample(range(len(self.prompts)), some)
+        free = [i for i in drawn if self.prompts[i].id not in taken]
+        return [self.prompts[i] for i in (free or drawn)[:count]]
 
     def outside_share(self) -> float:
         """The share of measured prompts that are too easy or too hard now."""

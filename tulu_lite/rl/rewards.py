@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..objectives.signal import differ
 from ..recipe import RlvrStage
 from ..recipe.stages.rlvr_parts import OverlongSettings
 from ..records import Rollout, RolloutGroup
@@ -42,10 +43,11 @@ def teaches(rollout: Rollout, stage: RlvrStage) -> bool:
 
 
 def is_silent(group: RolloutGroup, stage: RlvrStage) -> bool:
-    """Whether a group has no signal: fewer than two different rewards, or, of a lone response, none."""
+    """Whether a group has no signal: rewards that do not differ, or, of a lone response, none."""
     if stage.samples_per_prompt == 1:  # it is compared with a value, not with others
         return not _known(group.rollouts, stage)
-    return len(set(_known(group.rollouts, stage))) < 2
+    known = _known(group.rollouts, stage)
+    return not differ(min(known, default=math.inf), max(known, default=-math.inf))
 
 
 def passed(group: RolloutGroup) -> tuple[float, int]:

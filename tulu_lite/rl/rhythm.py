@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -19,6 +21,7 @@ class Feed:
     def __init__(self, collector: Collector, ahead: int) -> None:
         self.collector, self.ahead = collector, ahead
         self.waited_s = 0.0
+        self.restored: dict[int, Collected] = {}  # by step: batches of a save, as far as they had come
         self._threads = ThreadPoolExecutor(ahead + 1, thread_name_prefix="collect")
         self._batches: dict[int, Collected] = {}
         self._futures: dict[int, Future[Collected]] = {}
@@ -26,14 +29,19 @@ class Feed:
     def started(self, step: int) -> bool:
         return step in self._batches
 
-    def start(self, batch: Collected, turn: ExitStack | None = None) -> None:
-        """Begin with a step's batch. turn: closed when its last response is there and judged."""
-        self._batches[batch.step] = batch
-        self._futures[batch.step] = self._threads.submit(self._run, batch, turn or ExitStack())
+    def start(self, batches: Sequence[Collected], turn: ExitStack | None = None) -> None:
+        """Begin with the batches of some steps, also those that a save holds a part of. turn: closed when the last
+        response of all of them is there and judged."""
+        ended = _LastOf(len(batches), turn or ExitStack())
+        for batch in batches:
+            self._batches[batch.step] = batch
+            self._futures[batch.step] = self._threads.submit(self._run, batch, ended)
 
-    def _run(self, batch: Collected, turn: ExitStack) -> Collected:
-        with turn:
+    def _run(self, batch: Collected, ended: Callable[[], None]) -> Collected:
+        try:
             return self.collector.collect(batch)
+        finally:
+            ended()
 
     def settle(self) -> None:
         """Wait until all that was begun is whole, so that none of it meets other weights."""
@@ -54,10 +62,12 @@ class Feed:
     def pending(self) -> list[Collected]:
         """What was begun and not yet taken, as far as it has come: copies."""
         found = []
-        for batch in self._batches.values():
+        for batch in (*self._batches.values(), *self.restored.values()):
             with batch.lock:
                 groups, tried = dict(batch.groups), list(batch.tried)
-            found.append(Collected(batch.step, batch.prompts, groups, tried, batch.refilled))
+            found.append(
+                Collected(batch.step, batch.prompts, groups, tried, batch.refilled, taken=batch.taken)
+            )
         return found
 
     def _wait(self, future: Future[Collected]) -> Collected:
@@ -71,3 +81,17 @@ class Feed:
         """End what is under way, on the server too."""
         self.collector.stop.set()
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+class _LastOf:
+    """Called as each of `count` ends; the last one closes the turn, in its own thread."""
+
+    def __init__(self, count: int, turn: ExitStack) -> None:
+        self.left, self.turn, self.lock = count, turn, threading.Lock()
+
+    def __call__(self) -> None:
+        with self.lock:
+            self.left -= 1
+            last = self.left == 0
+        if last:
+            self.turn.close()

@@ -23,24 +23,34 @@ from .learner import Learner
 from .recorded import groups_of, rollout_rows
 
 PENDING = "pending.jsonl.gz"
-KEEP = 2
 
 
 def save_all(
-    folder: Path, step: int, learner: Learner, state: dict[str, Any], pending: Sequence[Collected]
+    folder: Path, step: int, learner: Learner, state: dict[str, Any], pending: Sequence[Collected], keep: int
 ) -> Path:
-    """Write the save of a step into the step's folder; returns the policy's part. Every process calls it."""
+    """Write the save of a step into the step's folder, and keep the newest `keep`; returns the policy's part. Every
+    process calls it."""
     if learner.critic is not None:
         save_checkpoint(
-            folder / "critic", step, model=learner.critic.model, optimizer=learner.critic.optimizer, state={}
+            folder / "critic",
+            step,
+            model=learner.critic.model,
+            optimizer=learner.critic.optimizer,
+            state={},
+            keep=keep,
         )
-    _save_beside(folder / "beside", step, learner, pending)
+    _save_beside(folder / "beside", step, learner, pending, keep)
     return save_checkpoint(
-        folder / "checkpoints", step, model=learner.model, optimizer=learner.optimizer, state=state
+        folder / "checkpoints",
+        step,
+        model=learner.model,
+        optimizer=learner.optimizer,
+        state=state,
+        keep=keep,
     )
 
 
-def _save_beside(folder: Path, step: int, learner: Learner, pending: Sequence[Collected]) -> None:
+def _save_beside(folder: Path, step: int, learner: Learner, pending: Sequence[Collected], keep: int) -> None:
     shares = from_all([_pending_row(batch) for batch in pending])
     refreshed = learner.reference is not None and learner.reference.refreshed > 0
     if not refreshed and not any(shares):
@@ -54,7 +64,7 @@ def _save_beside(folder: Path, step: int, learner: Learner, pending: Sequence[Co
                     learner.reference.save(learner.model, temporary)
                 text = "".join(json.dumps(row) + "\n" for share in shares for row in share)
                 (temporary / PENDING).write_bytes(gzip.compress(text.encode(), 1))
-            for old in sorted(folder.glob("step-*"))[:-KEEP]:
+            for old in sorted(folder.glob("step-*"))[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
         except Exception as error:
             failure = error
@@ -125,6 +135,7 @@ def pending_batches(
     found: dict[int, Collected] = {}
     for row in sorted(rows, key=lambda row: row["step"]):
         batch = found.setdefault(row["step"], Collected(row["step"], {}))
+        batch.taken |= set(row["prompts"].values())  # of all processes
         mine = {int(place): prompts[id] for place, id in row["prompts"].items() if int(place) % world == rank}
         batch.prompts |= mine
         groups = groups_of(row["rows"])

@@ -8,6 +8,7 @@ al. 2017, arXiv:1707.06347; Tülu 3, arXiv:2411.15124, section 6.) What a step i
 
 from __future__ import annotations
 
+import shutil
 import time
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -81,26 +82,35 @@ class Trainer:
         asked: Any = self.sampler  # of an Unserved nothing is ever asked
         collector = Collector(asked, judge, stage, ctx.seed, self.stream, self.weights.step_of)
         self.feed = Feed(collector, stage.ahead)
-        self.recording = Recording(Path(stage.replay)) if stage.replay is not None else None
+        self.recording = None if stage.replay is None else Recording(Path(stage.replay), self.steps)
         self.watchdog = Watchdog(stage)
         self.log = RolloutLog(ctx.dir / "rollouts", stage.keep_rollouts_mb, self.rank)
-        self.state: dict[str, Any] = {"step": 0, "best": None, "validation": None, "first_tokens": None}
+        # stopped: why the run ends before its last step
+        self.state: dict[str, Any] = {
+            "step": 0,
+            "best": None,
+            "validation": None,
+            "first_tokens": None,
+            "stopped": "",
+        }
         self.checked = False  # whether sampler and trainer were compared in this process
         self.began = 0.0  # when the last step was logged
-        self.stopped = ""  # why the run ends before its last step
 
     def train(self) -> None:
         stage = self.stage
         self._resume()
         self.began = time.perf_counter()
         for step in range(self.state["step"] + 1, self.steps + 1):
+            if self.state["stopped"]:
+                break
             if stage.rhythm == "one_behind":
                 self._wait_for_samples()  # what was begun ends on the weights it began with
             batch = self._batch(step)  # 1.-3. prompts, responses, verdicts; 8. of the step before
             figures = self._look_at(batch, step)
             self._make_room()
             with self.clock("train"):  # 4.-7. advantages, loss, backward, optimiser steps
-                fresh = figures["staleness_max"] == 0
+                # what was recorded need not be of the policy that is trained
+                fresh = figures["staleness_max"] == 0 and self.recording is None
                 learnt, items = self._learn(batch, step, fresh)
             figures |= learnt
             self.state["step"] = step
@@ -110,10 +120,8 @@ class Trainer:
                 figures |= self._validate(step)
             self._keep_samples(step, batch, items)  # 9. samples, metrics, save
             self._log(step, batch, figures)
-            if step % stage.save_every_steps == 0 or step == self.steps or self.stopped:
+            if step % stage.save_every_steps == 0 or step == self.steps or self.state["stopped"]:
                 self._save(step)
-            if self.stopped:
-                break
         self._finish()
 
     # 1.-3. and 8.: a batch of judged responses
@@ -124,14 +132,11 @@ class Trainer:
             return self.recording.batch(step, self.rank, self.world)
         turn = ExitStack()
         last = min(step + self.stage.ahead, self.steps)
-        if not all(self.feed.started(later) for later in range(step, last + 1)):
+        begun = [self._ordered(later) for later in range(step, last + 1) if not self.feed.started(later)]
+        if not all(self._of_all([one.whole for one in begun])):
             turn.enter_context(self.weights.turn(step - 1))  # 8. the sampler holds the current weights
-            for later in range(step, last + 1):
-                if not self.feed.started(later):
-                    # one turn is enough for all that begin now: it ends with the last of them
-                    self.feed.start(
-                        self._ordered(later), turn if later == last and self.stage.ahead else None
-                    )
+        # one turn is enough for all that begin now: ahead of training it ends with the last of them
+        self.feed.start(begun, turn if self.stage.ahead else None)
         batch = self.feed.take(step)
         if not self.stage.ahead:
             turn.close()
@@ -139,11 +144,12 @@ class Trainer:
         return batch
 
     def _ordered(self, step: int) -> Collected:
-        """The prompts of a step's batch; of them this process's share."""
+        """The prompts of a step's batch, or what a save holds of it; of them this process's share."""
+        if step in self.feed.restored:
+            return self.feed.restored.pop(step)
         prompts = self.stream.take(self.stage.prompts_per_step)
-        return Collected(
-            step, {place: prompts[place] for place in range(self.rank, len(prompts), self.world)}
-        )
+        own = {place: prompts[place] for place in range(self.rank, len(prompts), self.world)}
+        return Collected(step, own, taken={prompt.id for prompt in prompts})
 
     def _wait_for_samples(self) -> None:
         self.feed.settle()
@@ -203,12 +209,13 @@ class Trainer:
                 passed = {group.prompt.id: _passed(group) for group in groups}
                 kept = self.ctx.validated(step, "accuracy", passed)
                 said = [kept["value"], kept, self.ctx.hopeless(step, kept["value"])]
-            accuracy, kept, self.stopped = broadcast_object_list(said)
+            accuracy, kept, self.state["stopped"] = broadcast_object_list(said)
         self.state["validation"] = kept
         best = self.state["best"]
         if self.stage.select == "best" and (best is None or accuracy > best["validation"]["value"]):
-            self.state["best"] = {"step": step, "validation": kept}
-            self._export(self.ctx.dir / "best")
+            # a folder of its own: until the next save a killed run goes on with the one before
+            self.state["best"] = {"step": step, "validation": kept, "folder": f"best-{step:06d}"}
+            self._export(self.ctx.dir / self.state["best"]["folder"])
         return {"validation_accuracy": accuracy}
 
     def _keep_samples(self, step: int, batch: Collected, items: list[Answered]) -> None:
@@ -261,7 +268,16 @@ class Trainer:
                 "watchdog": self.watchdog.state,
                 "reference": 0 if reference is None else reference.refreshed,
             }
-            self.ctx.saved(step, save_all(self.ctx.dir, step, self.learner, saved, self.feed.pending()))
+            keep = self.stage.keep_saves
+            self.ctx.saved(step, save_all(self.ctx.dir, step, self.learner, saved, self.feed.pending(), keep))
+            self._drop_former_best()
+
+    def _drop_former_best(self) -> None:
+        """Of the best models all but the one that the newest save names."""
+        best = self.state["best"]
+        for folder in self.ctx.dir.glob("best-*") if self.is_main else ():
+            if best is None or folder.name != best["folder"]:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _resume(self) -> None:
         """From this run's own last save, or from the end of the run that it goes on from."""
@@ -276,9 +292,9 @@ class Trainer:
             self.stream.state = state.pop("stream")
             self.watchdog.state = state.pop("watchdog")
             state.pop("reference")
-            self.state = state
+            self.state |= state
             for batch in pending_batches(rows, self.stream.by_id, self.rank, self.world):
-                self.feed.start(batch)
+                self.feed.restored[batch.step] = batch
         self.ctx.metrics.resume(self.state["step"])
         self.ctx.progress(self.state["step"], self.steps)
 
@@ -296,7 +312,7 @@ class Trainer:
         if self.is_main and isinstance(self.sampler, Sampler):
             self.sampler.drop_adapter()
         best = self.state["best"]
-        folder = self.ctx.dir / ("best" if best else "model")
+        folder = self.ctx.dir / (best["folder"] if best else "model")
         if not best:
             self._export(folder)
         kept = best["validation"] if best else self.state["validation"]
@@ -307,8 +323,8 @@ class Trainer:
         }
         if kept is not None:
             summary["validation"] = kept
-        if self.stopped:
-            summary["stopped_early"] = self.stopped
+        if self.state["stopped"]:
+            summary["stopped_early"] = self.state["stopped"]
         self.ctx.finish(model=folder, summary=summary)
 
     def close(self) -> None:
@@ -336,7 +352,8 @@ class Trainer:
         if stage.compile:
             compile_layers(model)
         updates = self.steps * stage.updates
-        optimizer, rate = make_optimizer(model, stage, updates)
+        alone = stage.critic.warmup_steps * stage.updates if stage.critic is not None else 0
+        optimizer, rate = make_optimizer(model, stage, updates - alone)  # the policy's own
         model, optimizer = self.accelerator.prepare(model, optimizer)
         learner = Learner(stage, self.accelerator, model, optimizer, rate, pad_id, ctx.seed, packing, shares)
         learner.reference = reference

@@ -13,6 +13,7 @@ from tulu_lite.objectives.dpo import dpo_losses, sequence_logprob
 from tulu_lite.objectives.kl import kl_estimate
 from tulu_lite.objectives.policy import aggregation_weights, clipped_surrogate
 from tulu_lite.objectives.sft import token_loss
+from tulu_lite.objectives.signal import differ
 
 
 def test_sft_by_hand() -> None:
@@ -117,6 +118,33 @@ def test_advantages_by_hand() -> None:
     assert has_signal(REWARDS).tolist() == [True, False, False, False]
     with pytest.raises(ValueError, match="ppo"):
         group_advantages(REWARDS, "ppo")  # type: ignore[arg-type]
+
+
+def test_rounding_is_no_signal() -> None:
+    """0.1 + 0.2 and 0.3 are one reward, whichever way a verifier added it up."""
+    rewards = torch.tensor(
+        [[0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2], [0.3, 0.3 + 1e-6, 0.3, 0.3]], dtype=torch.float64
+    )
+    assert has_signal(rewards).tolist() == [False, True]
+    for kind in ("grpo", "dr_grpo", "rloo"):
+        assert group_advantages(rewards, kind)[0].tolist() == [0.0] * 4  # type: ignore[arg-type]
+    assert not differ(math.inf, -math.inf)
+    assert not differ(0.0, 0.0)
+    assert differ(0.0, 1e-300)
+
+
+def test_a_penalty_counts_by_its_size_also_where_all_rewards_are_the_same() -> None:
+    """(r - p - mean) / std, with the std of r alone: 0.5 in the first group, and 1 in the second."""
+    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0], [NAN, 1.0]], dtype=torch.float64)
+    penalty = torch.tensor([[0.1, 0.0], [0.02, 0.0], [0.5, 0.5]], dtype=torch.float64)
+    wanted = [[0.45 / 0.5, -0.45 / 0.5], [-0.01, 0.01], [0.0, 0.0]]
+    assert torch.allclose(
+        group_advantages(rewards, "grpo", penalty), torch.tensor(wanted, dtype=torch.float64)
+    )
+    centred = group_advantages(rewards, "dr_grpo", penalty)
+    assert torch.allclose(centred[:2], torch.tensor([[0.45, -0.45], [-0.01, 0.01]], dtype=torch.float64))
+    none = torch.zeros_like(penalty)
+    assert torch.equal(group_advantages(rewards, "grpo", none), group_advantages(rewards, "grpo"))
 
 
 GROUPS = st.lists(

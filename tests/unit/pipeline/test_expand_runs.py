@@ -312,3 +312,10 @@ def test_sizes_are_of_each_setting_and_of_what_a_longer_run_has_left(
     )  # at 20 and 30; the first setting stands in
     assert sizes["mix/(best)+20"].updates == 20
     assert read == ["data", "validation"]  # once for all of them
+
+
+def test_a_run_that_was_stopped_early_does_not_go_on_with_all(steps: Callable[..., Steps]) -> None:
+    made = extended(steps, "{run: all, steps: 5}")
+    finish(made["mix/seed-1"], 0.1, stopped_early="far behind")
+    after = extended(steps, "{run: all, steps: 5}")
+    assert after["mix"].inputs == ("mix/seed-1", "mix/seed-2", "mix/seed-2+5")

@@ -172,3 +172,10 @@ def test_nothing_is_noted_while_a_run_holds_the_folder_or_when_asked_badly(
         refused = invoke("extend", recipe, *arguments)
         assert said in str(refused.exception)
     assert not (project / "out" / "extend.yaml").exists()
+
+
+def test_batches_ahead_that_a_shorter_run_did_not_begin_are_spoken_of(steps: Callable[..., Steps]) -> None:
+    ahead = "stages.rl.rhythm=one_behind"
+    finish(steps(ahead), {"rl/seed-1": 0.5, "rl/seed-2": 0.7})
+    _, (note,) = extensions_of(list(steps(ahead).values()), "rl", "all", 200)
+    assert "one_behind" in note and "newer weights" in note

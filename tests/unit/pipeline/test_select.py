@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from tulu_lite.errors import TuluLiteError
 from tulu_lite.pipeline.select import Candidate, choice_result, choose, hopeless
+from tulu_lite.pipeline.show import headline
 from tulu_lite.pipeline.steps import Step
 
 NAN = math.nan
@@ -165,3 +167,17 @@ def test_where_lower_is_better_the_sides_change() -> None:
     assert found is not None
     assert (found[1].value, found[1].low > 0) == (pytest.approx(0.5), True)
     assert hopeless(low, {"seed-2": high}, margin=0.1, higher=False) is None
+
+
+def test_a_run_alone_goes_on_without_a_validation(tmp_path: Path) -> None:
+    """As one that is trained on recorded rollouts."""
+    one = run(tmp_path, "rl/seed-1", step=3)
+    result = choice_result(run(tmp_path, "rl"), [one])
+    assert result["summary"] == {
+        "chosen": "rl/seed-1",
+        "seed": 1,
+        "setting": "",
+        "candidates": {"rl/seed-1": None},
+    }
+    choice = run(tmp_path, "rl2", **result["summary"])
+    assert headline(replace(choice, kind="select"), choice.summary) == "rl/seed-1 goes on: the only run"

@@ -201,3 +201,37 @@ def test_missing_inputs_are_named(project: Path, break_it: Any, said: str) -> No
     with pytest.raises(TuluLiteError) as caught:
         steps(project)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "choosing",
+    [
+        "stages.rl.data={path: rows.jsonl, limit: 4}",
+        "stages.rl.validation={path: rows.jsonl, limit: 4}",
+        "stages.rl.data=[{path: rows.jsonl, weight: 1}, {path: rows.jsonl, weight: 2, source: b}]",
+    ],
+)
+def test_the_seed_that_chooses_rows_is_part_of_each_run(project: Path, choosing: str) -> None:
+    """Runs have seeds of their own, but which rows there are hangs on the recipe's."""
+
+    def keys(*overrides: str) -> list[str]:
+        made = steps(project, "stages.rl.init=base", *overrides)
+        return [made[f"rl/seed-{seed}"].key for seed in (1, 2)]
+
+    assert keys("seed=1") == keys("seed=1")
+    assert keys() == keys("seed=7")  # all rows are used
+    three = [keys(choosing, f"seed={seed}") for seed in (0, 1, 7)]
+    assert all(len({made[run] for made in three}) == 3 for run in (0, 1))
+
+
+def test_recorded_rollouts_count_by_their_content(project: Path) -> None:
+    folder = project / "rollouts"
+    folder.mkdir()
+    (folder / "step-000001.jsonl").write_text("{}")
+    replayed = ("stages.rl.replay=./rollouts", "stages.rl.seeds=[1]")
+    before = steps(project, *replayed)["rl/seed-1"].key
+    assert steps(project, *replayed)["rl/seed-1"].key == before
+    (folder / "step-000001.jsonl").write_text("{ }")
+    changed = steps(project, *replayed)["rl/seed-1"].key
+    (folder / "step-000002.jsonl.gz").write_bytes(b"")
+    assert len({before, changed, steps(project, *replayed)["rl/seed-1"].key}) == 3

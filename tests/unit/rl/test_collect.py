@@ -82,7 +82,8 @@ def collector_of(stage: Any, sampler: FakeSampler, judge: FakeJudge, stream: Pro
 
 def batch_of(stream: PromptStream, step: int = 1, places: Any = range(4)) -> Collected:
     prompts = stream.take(4)
-    return Collected(step, {place: prompts[place] for place in places})
+    own = {place: prompts[place] for place in places}
+    return Collected(step, own, taken={prompt.id for prompt in prompts})
 
 
 def by_sample(text: str) -> float:
@@ -131,6 +132,8 @@ def test_silent_groups_are_filled_again_up_to_the_bound(stage_of: Any) -> None:
     assert len(batch.tried) == 4 + 5
     asked = {prompt.id for prompt in batch.prompts.values()}
     assert all(batch.groups[place].prompt.id not in asked for place in (1, 2, 3))
+    tried = [id for id, _, _ in batch.tried]
+    assert len(set(tried)) == len(tried)  # nothing that was found silent is drawn again
     halves = run([0, 2]).groups | run([1, 3]).groups  # what two processes do
     assert halves == batch.groups
 
@@ -183,8 +186,7 @@ def test_the_feed_runs_ahead_and_gives_up_its_turn(stage_of: Any) -> None:
     feed = Feed(collector_of(stage_of(samples_per_prompt=2), sampler, FakeJudge(by_sample)), ahead=1)
     turn, left = ExitStack(), threading.Event()
     turn.callback(left.set)
-    feed.start(batch_of(stream, 1))
-    feed.start(batch_of(stream, 2), turn)
+    feed.start([batch_of(stream, 1), batch_of(stream, 2)], turn)
     assert feed.started(2)
     assert not feed.started(3)
     assert [(batch.step, batch.whole) for batch in feed.pending()] == [(1, False), (2, False)]
@@ -197,4 +199,39 @@ def test_the_feed_runs_ahead_and_gives_up_its_turn(stage_of: Any) -> None:
     assert (pending.step, pending.whole) == (2, True)
     assert feed.take(2).groups == pending.groups
     assert feed.take_waited() >= 0
+    feed.close()
+
+
+def test_a_turn_lasts_until_the_slowest_batch_that_began_in_it_is_there(stage_of: Any) -> None:
+    """The later of two batches may be whole first; the weights of the turn are still needed by the other."""
+    sampler, stream = FakeSampler(), stream_of(40)
+    first, second = batch_of(stream, 1), batch_of(stream, 2)
+    gates = {1: threading.Event(), 2: threading.Event()}
+    collector = collector_of(stage_of(samples_per_prompt=2), sampler, FakeJudge(by_sample))
+    collect = collector.collect
+
+    def gated(batch: Collected) -> Collected:
+        gates[batch.step].wait(5)
+        return collect(batch)
+
+    collector.collect = gated  # type: ignore[method-assign]
+    feed = Feed(collector, ahead=1)
+    turn, left = ExitStack(), threading.Event()
+    turn.callback(left.set)
+    feed.start([first, second], turn)
+    gates[2].set()
+    assert feed.take(2).whole
+    assert not left.is_set()
+    gates[1].set()
+    assert feed.take(1).whole
+    assert left.wait(2)
+    feed.close()
+
+
+def test_what_a_save_holds_waits_to_be_begun_and_is_saved_again(stage_of: Any) -> None:
+    feed = Feed(collector_of(stage_of(samples_per_prompt=2), FakeSampler(), FakeJudge(by_sample)), ahead=1)
+    begun = batch_of(stream_of(40), 3)
+    feed.restored[3] = begun
+    assert not feed.started(3)
+    assert [(batch.step, batch.taken) for batch in feed.pending()] == [(3, begun.taken)]
     feed.close()

@@ -97,3 +97,19 @@ def test_prompts_that_never_end(stage_of: Any, group_of: Any) -> None:
     with pytest.raises(TuluLiteError, match="no response ended within its budget of 8 tokens") as fault:
         dog.look(1, figures_of(truncated_share=1.0, silent_groups_share=1.0), [group_of(0, 0, 0)])
     assert "sampling.max_tokens" in fault.value.cure
+
+
+def test_groups_that_are_each_all_right_or_all_wrong_teach_where_groups_are_compared(
+    stage_of: Any, group_of: Any
+) -> None:
+    groups = [group_of(0, 1, 1), group_of(1, 0, 0)]
+    figures = sample_figures(groups, stage_of(samples_per_prompt=2))
+    assert (figures["silent_groups_share"], figures["reward_spread"]) == (1.0, 1.0)
+    stopping: dict[str, Any] = {"samples_per_prompt": 2, "no_signal_steps": 1, "no_signal": "stop"}
+    for fields in ({"advantage": "gae"}, {"advantage": "reinforce", "whiten_advantages": True}):
+        dog = Watchdog(stage_of(**stopping, **fields))
+        assert dog.look(1, figures, groups) is None
+        with pytest.raises(TuluLiteError, match="no group"):
+            dog.look(2, figures | {"reward_spread": 0.0}, groups)
+    with pytest.raises(TuluLiteError, match="all right or all wrong"):
+        Watchdog(stage_of(**stopping)).look(1, figures, groups)

@@ -293,3 +293,35 @@ def test_shares_are_of_whole_prompts_and_the_same_for_any_number_of_processes(
         [{item.place for item in share} for share in learner._shares(mine, 7, epoch)] for epoch in range(3)
     ]
     assert again == [[share & {1, 3} for share in one] for one in passes]
+
+
+def test_a_policy_that_always_fails_is_noticed_while_its_values_learn(
+    stage_of: Any, learner_of: Any, groups: Groups
+) -> None:
+    """Each model counts its own updates that were left out."""
+    broken = {
+        place: replace(group, rollouts=tuple(replace(one, logprobs=(-1e4,) * len(one.logprobs)) for one in group.rollouts))
+        for place, group in groups.items()
+    }  # fmt: skip
+    learner = learner_of(stage_of(on_nan="skip", advantage="gae", kl_coefficient=0))
+    for step in range(1, SKIPS_IN_A_ROW):
+        assert learner.learn(broken, step, fresh=False)[0]["skipped_updates"] == 1
+    assert learner.state["skips"] == SKIPS_IN_A_ROW - 1
+    assert learner.state["critic_skips"] == 0
+    with pytest.raises(NotFinite):
+        learner.learn(broken, 99, fresh=False)
+
+
+def test_kl_in_the_reward_has_its_say_by_its_coefficient_in_groups_without_signal(
+    stage_of: Any, learner_of: Any, groups: Groups
+) -> None:
+    """Of the group whose rewards are all 1 grpo's advantages are the penalties less their mean, not these divided by
+    their own std."""
+    noisy = {
+        place: replace(group, rollouts=tuple(replace(one, logprobs=tuple(value + 1e-6 for value in one.logprobs)) for one in group.rollouts))
+        for place, group in groups.items()
+    }  # fmt: skip
+    learner = learner_of(stage_of(kl_in="reward", kl_estimator="k1", kl_coefficient=0.01))
+    _, items = learner.learn(noisy, 1, fresh=False)
+    assert max(abs(item.advantage) for item in items if item.place == 2) < 1e-5
+    assert max(abs(item.advantage) for item in items if item.place == 0) > 1

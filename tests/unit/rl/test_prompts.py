@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,8 +76,12 @@ def test_a_curriculum_goes_on_from_its_state() -> None:
 def test_refill_does_not_take_what_is_there() -> None:
     stream = PromptStream(prompts(4), 0)
     for step in range(20):
-        assert int(stream.instead(step, 1, 1, {"0", "1", "2"}).id) == 3
+        assert ids(stream.others(step, {"0", "1", "2"}, 8)) == [3]
+    assert sorted(ids(stream.others(1, {"0", "1", "2", "3"}, 8))) == [0, 1, 2, 3]  # there are no others
     many = PromptStream(prompts(1000), 0)
-    chosen: list[Any] = [many.instead(1, place, round, ()).id for place in range(5) for round in (1, 2)]
-    assert len(set(chosen)) > 8
-    assert chosen == [many.instead(1, place, round, ()).id for place in range(5) for round in (1, 2)]
+    taken = {str(i) for i in range(0, 1000, 2)}
+    chosen = ids(many.others(1, taken, 100))
+    assert len(set(chosen)) == len(chosen) == 100
+    assert all(i % 2 for i in chosen)
+    assert chosen == ids(PromptStream(prompts(1000), 0).others(1, taken, 100))
+    assert chosen != ids(many.others(2, taken, 100))

@@ -64,3 +64,8 @@ def test_silence(stage_of: Any, group_of: Any, rollout_of: Any, prompt_of: Any) 
     assert not is_silent(lengths, stage_of(overlong={"buffer_tokens": 4}))  # the longer one costs
     assert passed(group_of(0, 1.0, 0.5, None)) == (0.5, 2)
     assert passed(group_of(0, None)) == (0.0, 0)
+
+
+def test_what_differs_by_rounding_alone_is_silent(stage_of: Any, group_of: Any) -> None:
+    assert is_silent(group_of(0, 0.1 + 0.2, 0.3, 0.3), stage_of())
+    assert not is_silent(group_of(0, 0.3, 0.31, 0.3), stage_of())

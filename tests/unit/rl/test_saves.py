@@ -75,7 +75,7 @@ def test_what_follows_a_resume_is_what_would_have_followed(
         learner.learn(data, step, fresh=False)
         assert learner.reference.refresh(learner.model, step) == (step == 2)
     assert not torch.allclose(logprobs(learner), first, atol=1e-3)  # the reference is the policy of step 2
-    save_all(tmp_path, 3, learner, state(3, learner), [])
+    save_all(tmp_path, 3, learner, state(3, learner), [], 2)
     wanted, _ = learner.learn(data, 4, fresh=False)
     resumed = learner_of(lora=lora)
     found = load_all(tmp_path, resumed)
@@ -89,10 +89,10 @@ def test_a_kill_between_the_parts_of_a_save(tmp_path: Path, learner_of: Any, gro
     data = groups(group_of)
     learner = learner_of()
     learner.learn(data, 1, fresh=False)
-    save_all(tmp_path, 1, learner, state(1, learner), [])
+    save_all(tmp_path, 1, learner, state(1, learner), [], 2)
     wanted = [parameter.clone() for parameter in learner.critic.model.parameters()]
     learner.learn(data, 2, fresh=False)
-    save_all(tmp_path, 2, learner, state(2, learner), [])
+    save_all(tmp_path, 2, learner, state(2, learner), [], 2)
     shutil.rmtree(tmp_path / "checkpoints" / "step-000002")  # killed before the policy was written
     resumed = learner_of()
     found = load_all(tmp_path, resumed)
@@ -111,13 +111,14 @@ def test_begun_batches_are_kept_and_shared_out_anew(tmp_path: Path, learner_of: 
     prompts = {place: group.prompt for place, group in made.items()}
     begun = Collected(5, prompts, {place: made[place] for place in (0, 1, 3)}, [("p0", 0.5, 3)], refilled=2)
     learner = learner_of(advantage="grpo")
-    save_all(tmp_path, 4, learner, state(4, learner), [begun])
+    save_all(tmp_path, 4, learner, state(4, learner), [begun], 2)
     found = load_all(tmp_path, learner)
     assert found is not None
     by_id = {prompt.id: prompt for prompt in prompts.values()}
     (alone,) = pending_batches(found[1], by_id, 0, 1)
     assert (alone.step, alone.prompts, alone.groups, alone.tried, alone.refilled) == (5, prompts, begun.groups, begun.tried, 2)  # fmt: skip
     (second,) = pending_batches(found[1], by_id, 1, 2)
+    assert second.taken == set(by_id)  # what other processes have too
     assert (sorted(second.prompts), sorted(second.groups), second.tried) == ([1, 3], [1, 3], [])
 
 
@@ -125,3 +126,12 @@ def test_a_reference_with_other_tokens_is_refused(tiny: Path) -> None:
     with pytest.raises(TuluLiteError, match="vocabulary of 64 tokens, and the policy one of 32"):
         check_vocabulary(str(tiny), "reference", None, {"vocab_size": 64}, {"vocab_size": 32})
     check_vocabulary(str(tiny), "reference", None, {"vocab_size": 32}, {"vocab_size": 32})
+
+
+def test_as_many_saves_are_kept_as_the_recipe_says(tmp_path: Path, learner_of: Any, group_of: Any) -> None:
+    learner = learner_of()
+    prompts = {place: group.prompt for place, group in groups(group_of).items()}
+    for step in (1, 2, 3, 4):
+        save_all(tmp_path, step, learner, state(step, learner), [Collected(step + 1, prompts)], 3)
+    for part in ("checkpoints", "critic", "beside"):
+        assert len(list((tmp_path / part).glob("step-*"))) == 3

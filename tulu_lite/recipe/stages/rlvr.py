@@ -120,7 +120,7 @@ class RlvrStage(TrainingStage, TrainingSettings):
     """MiB of samples with their verdicts that the stage keeps on disk (rollouts/); of more, the oldest steps go."""
     replay: str | None = Later(None)
     """A folder of recorded rollouts (another run's rollouts/): they are trained on instead of new samples, and no server
-    is needed. Steps without a record there end the training; nothing is validated."""
+    is needed. All steps have to be there. Nothing is validated, so it is one run: one seed, no sweep."""
     schedule: Literal["linear", "cosine", "constant"] = "constant"
     """Learning rate after the warm-up; published RLVR recipes keep it constant."""
     save_every_steps: int = Incidental(10, ge=1)
@@ -207,6 +207,11 @@ class RlvrStage(TrainingStage, TrainingSettings):
             )
         if self.replay is not None and self.select == "best":
             raise ValueError("replay: nothing is validated, so there is no best step; set select: last")
+        if self.replay is not None and (len(self.seeds) > 1 or self.sweep is not None):
+            raise ValueError(
+                "replay: nothing is validated, so several runs could not be compared; give one seed (`seeds: [1]`) and no "
+                "sweep"
+            )
 
     @property
     def critic(self) -> ValueSettings | None:
@@ -216,6 +221,11 @@ class RlvrStage(TrainingStage, TrainingSettings):
     @property
     def whitens(self) -> bool:
         return self.advantage == "gae" if self.whiten_advantages is None else self.whiten_advantages
+
+    @property
+    def compares_beyond_groups(self) -> bool:
+        """Whether a response is compared with others than those of its group: with values, or the whole batch's mean."""
+        return self.advantage == "gae" or self.whitens
 
     @property
     def ahead(self) -> int:

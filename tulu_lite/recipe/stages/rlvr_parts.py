@@ -61,6 +61,15 @@ class OverlongSettings(Settings):
     mask: bool = False
     """Responses that were cut off teach nothing; they still count in their group's mean."""
 
+    @model_validator(mode="after")
+    def _does_something(self) -> OverlongSettings:
+        if self.buffer_tokens is None and not self.mask:
+            raise ValueError(
+                "overlong costs nothing as it is: set buffer_tokens (the last so many tokens of the budget cost up to "
+                "`penalty`), or mask: true"
+            )
+        return self
+
 
 class RefillSettings(Settings):
     """Prompts whose group has no signal (all rewards the same) are replaced by others before anything is learnt
