@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-ROUNDING = (
-    1e-9  # relative: what two ways of adding up the same reward may differ by, far above float64's 2e-16
-)
+# relative: what two ways of adding up the same reward may differ by, far above float64's 2e-16
+ROUNDING = 1e-9
 
 
 def differ(lowest: Any, highest: Any) -> Any:

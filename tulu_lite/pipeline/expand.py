@@ -328,7 +328,7 @@ class _Expansion:
             plain["verifiers"] = json.loads(json.dumps(self.recipe.verifiers))
             plain["verifier_timeout_s"] = self.recipe.verifier_timeout_s
             files = verifier_files([*self.recipe.verifiers.values(), *self._source_verifiers(stage)])
-            plain["verifier_files"] = {path.name: file_hash(path, self.ledger) for path in files}
+            plain["verifier_files"] = _by_name(files, [file_hash(path, self.ledger) for path in files])
             plain["server_dtype"] = self.recipe.server.dtype
             if self.recipe.judges:
                 plain["judges"] = {
@@ -347,6 +347,16 @@ class _Expansion:
     def _source_verifiers(self, stage: AnyStage) -> list[Any]:
         named = [source.verifier for field in SOURCE_FIELDS for source in getattr(stage, field, ())]
         return [verifier for verifier in [*named, getattr(stage, "rank_by", None)] if verifier]
+
+
+def _by_name(files: Sequence[Path], hashes: Sequence[str]) -> dict[str, str | list[str]]:
+    """The hash of each file by its name; of several that have one name, the hashes of all in the order of the specs."""
+    found: dict[str, list[str]] = {}
+    for path, hashed in zip(files, hashes, strict=True):
+        same = found.setdefault(path.name, [])
+        if hashed not in same:
+            same.append(hashed)
+    return {name: same[0] if len(same) == 1 else same for name, same in found.items()}
 
 
 def _stopped(step: Step) -> bool:

@@ -60,8 +60,9 @@ class Step:
 
     @property
     def samples(self) -> bool:
-        """Whether it needs the rollout server."""
-        return self.kind in ("preferences", "reject", "rlvr", "evaluate")
+        """Whether it needs the rollout server. What is trained on recorded rollouts does not."""
+        recorded = getattr(self.stage, "replay", None) is not None
+        return self.kind in ("preferences", "reject", "rlvr", "evaluate") and not recorded
 
     @property
     def trains(self) -> bool:

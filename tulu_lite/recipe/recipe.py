@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from .base import Incidental, Settings
 from .judges import JudgeSettings
-from .runs import settings_of
+from .runs import runs_of, settings_of
 from .server import ServerSettings
 from .stages import (
     SOURCE_FIELDS,
@@ -117,6 +117,9 @@ class Recipe(Settings):
                 for source in getattr(one, field, ()):
                     if source.stage is not None:
                         _check_rows(f"{where}.{field}", stage, source.stage, earlier, later)
+            if isinstance(stage, RlvrStage):
+                for _, one in settings:
+                    _check_rhythm(where, one, stage, self.server, stage.accelerate or self.accelerate)
             if self.server.colocate and isinstance(stage, RlvrStage) and stage.at_once > 1:
                 raise ValueError(
                     f"{where}.at_once: with server.colocate the server sleeps while a run trains, so no other can sample; "
@@ -136,6 +139,26 @@ class Recipe(Settings):
         """The reward stages that judges serve, by the judge's name."""
         stages = {stage.name for stage in self.stages}
         return {name: judge.model for name, judge in self.judges.items() if judge.model in stages}
+
+
+def _check_rhythm(
+    where: str, one: RlvrStage, stage: RlvrStage, server: ServerSettings, accelerate: AccelerateSettings
+) -> None:
+    """A stage that samples ahead of training can do so on the server it has. one: of the stage's settings."""
+    if not one.ahead:
+        return
+    if server.colocate:
+        raise ValueError(
+            f"{where}.rhythm: {one.rhythm} samples while it trains, and with server.colocate the server sleeps meanwhile; "
+            "use on_policy, or give the server GPUs of its own (server.devices)"
+        )
+    by_turns = stage.at_once > 1 and len(runs_of(stage)) > 1 and one.lora is None
+    if by_turns and (one.rhythm == "async" or (accelerate.num_processes or 1) > 1):
+        raise ValueError(
+            f"{where}.rhythm: {one.rhythm}{'' if one.rhythm == 'async' else ' with several processes'} cannot take turns on "
+            "a server with other runs that train all weights, since its samples would go on while the server holds those of "
+            "another; use on_policy, train LoRA adapters, or set at_once to 1"
+        )
 
 
 def _check_rows(

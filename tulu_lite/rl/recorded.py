@@ -134,8 +134,7 @@ def parts_of(folder: Path) -> dict[int, list[Path]]:
 class Recording:
     """A folder of recorded rollouts, as the batches of the steps they were recorded in."""
 
-    def __init__(self, folder: Path, steps: int) -> None:
-        """Raises TuluLiteError for a folder that lacks one of the steps 1 to `steps`."""
+    def __init__(self, folder: Path) -> None:
         self.folder, self.parts = folder, parts_of(folder)
         if not self.parts:
             raise TuluLiteError(
@@ -143,16 +142,18 @@ class Recording:
                 cure="name the rollouts/ folder of an rlvr step",
             )
 
+    def check(self, steps: int) -> None:
+        """Raises TuluLiteError where one of the steps 1 to `steps` was not recorded."""
         missing = next((step for step in range(1, steps + 1) if step not in self.parts), None)
         if missing is not None:
             raise TuluLiteError(
-                f"replay: {folder} has no rollouts of step {missing}, and the stage has {steps} steps",
+                f"replay: {self.folder} has no rollouts of step {missing}, and the stage has {steps} steps",
                 why=f"it has those of {len(self.parts)} steps, {min(self.parts)} to {max(self.parts)}",
                 cure="set `steps` to what was recorded; a run keeps its rollouts up to keep_rollouts_mb",
             )
 
     def batch(self, step: int, rank: int, world: int) -> Collected:
-        """A process's share of a step's groups."""
+        """A process's share of the groups of a step that was recorded."""
         groups = groups_of(read_rows(self.parts[step][0]))
         own = {place: group for place, group in groups.items() if place % world == rank}
         return Collected(step, {place: group.prompt for place, group in own.items()}, own)

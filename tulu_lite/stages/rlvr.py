@@ -82,7 +82,7 @@ class Trainer:
         asked: Any = self.sampler  # of an Unserved nothing is ever asked
         collector = Collector(asked, judge, stage, ctx.seed, self.stream, self.weights.step_of)
         self.feed = Feed(collector, stage.ahead)
-        self.recording = None if stage.replay is None else Recording(Path(stage.replay), self.steps)
+        self.recording = None if stage.replay is None else Recording(Path(stage.replay))
         self.watchdog = Watchdog(stage)
         self.log = RolloutLog(ctx.dir / "rollouts", stage.keep_rollouts_mb, self.rank)
         # stopped: why the run ends before its last step
@@ -98,6 +98,8 @@ class Trainer:
 
     def train(self) -> None:
         stage = self.stage
+        if self.recording is not None:
+            self.recording.check(self.steps)
         self._resume()
         self.began = time.perf_counter()
         for step in range(self.state["step"] + 1, self.steps + 1):

@@ -235,3 +235,21 @@ def test_recorded_rollouts_count_by_their_content(project: Path) -> None:
     changed = steps(project, *replayed)["rl/seed-1"].key
     (folder / "step-000002.jsonl.gz").write_bytes(b"")
     assert len({before, changed, steps(project, *replayed)["rl/seed-1"].key}) == 3
+
+
+@pytest.mark.parametrize("changed", ["d1", "d2"])
+def test_two_verifier_files_of_one_name_both_count(project: Path, changed: str) -> None:
+    for folder in ("d1", "d2"):
+        (project / folder).mkdir()
+        (project / folder / "check.py").write_text(f"# {folder}\ndef f(response): return 1\n")
+    both = "verifiers.mine={all_of: [{use: 'd1/check.py:f', name: x}, {use: 'd2/check.py:f', name: y}]}"
+    before = steps(project, both)["rl/seed-1"].key
+    assert steps(project, both)["rl/seed-1"].key == before
+    (project / changed / "check.py").write_text("def f(response): return 0\n")
+    assert steps(project, both)["rl/seed-1"].key != before
+
+
+def test_what_is_trained_on_recorded_rollouts_needs_no_server(project: Path) -> None:
+    assert steps(project)["rl/seed-1"].samples
+    replayed = steps(project, "stages.rl.replay=./rollouts", "stages.rl.seeds=[1]")
+    assert not replayed["rl/seed-1"].samples

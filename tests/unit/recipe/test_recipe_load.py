@@ -208,3 +208,42 @@ def test_the_readmes_example_loads(tmp_path: Path) -> None:
         "rlvr",
         "evaluate",
     ]
+
+
+RL: dict[str, Any] = {
+    "name": "rl", "kind": "rlvr", "init": "sft", "data": "rows.jsonl", "validation": "held.jsonl", "seeds": [1, 2], "steps": 2,
+    "sampling": {"max_tokens": 4}, "learning_rate": 1e-4, "at_once": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "others", "refused"),
+    [
+        ({"rhythm": "async"}, {}, "rhythm: async cannot take turns"),
+        ({"sweep": {"rhythm": ["on_policy", "async"]}, "seeds": [1]}, {}, "rhythm: async cannot take turns"),
+        (
+            {"rhythm": "one_behind", "accelerate": {"num_processes": 2}},
+            {},
+            "one_behind with several processes",
+        ),
+        ({"rhythm": "one_behind"}, {"accelerate": {"num_processes": 2}}, "one_behind with several processes"),
+        (
+            {"rhythm": "one_behind", "at_once": 1},
+            {"server": {"colocate": True}},
+            "the server sleeps meanwhile",
+        ),
+        ({"rhythm": "async", "lora": {"rank": 4}}, {}, ""),
+        ({"rhythm": "async", "seeds": [1]}, {}, ""),
+        ({"rhythm": "async", "at_once": 1}, {}, ""),
+        ({"rhythm": "one_behind"}, {}, ""),
+    ],
+)
+def test_runs_that_cannot_share_the_server_are_told_before_anything_runs(
+    tmp_path: Path, fields: dict[str, Any], others: dict[str, Any], refused: str
+) -> None:
+    recipe = minimal(**others)
+    recipe["stages"][1] = RL | fields
+    if refused:
+        assert refused in problem(tmp_path, recipe)
+    else:
+        load(tmp_path, recipe)

@@ -73,16 +73,17 @@ def test_processes_write_parts_that_are_read_as_one(tmp_path: Path) -> None:
         log.close()
     assert {path.name for path in tmp_path.iterdir()} == {"step-000001.jsonl", "step-000001.part-1.jsonl"}
     assert read_rollouts(tmp_path / "step-000001.jsonl") == [group(place) for place in range(4)]
-    recording = Recording(tmp_path, 1)
+    recording = Recording(tmp_path)
+    recording.check(1)
     assert recording.batch(1, 1, 2).groups == {1: group(1), 3: group(3)}
     assert recording.batch(1, 0, 1).whole
     with pytest.raises(TuluLiteError, match="no rollouts of step 2"):
-        Recording(tmp_path, 2)
+        recording.check(2)
 
 
 def test_files_that_hold_none(tmp_path: Path) -> None:
     with pytest.raises(TuluLiteError, match="holds no rollouts"):
-        Recording(tmp_path, 1)
+        Recording(tmp_path)
     (tmp_path / "a.jsonl").write_text("{")
     with pytest.raises(TuluLiteError, match="cannot be read|can be read"):
         read_rollouts(tmp_path / "a.jsonl")
