@@ -123,19 +123,7 @@ class StepContext:
     @property
     def start_from(self) -> Path | None:
         """The save that a run which goes on from another starts at: model, optimiser, position and random states."""
-        if self.step.extends is None:
-            return None
-        saves = sorted(
-            (self.steps[self.step.extends].folder / "checkpoints").glob("step-[0-9]*"),
-            key=lambda save: int(save.name.removeprefix("step-")),
-        )
-        if not saves:
-            raise TuluLiteError(
-                f"{self.step.id} goes on from where {self.step.extends} ended, and that left no save",
-                f"there is none in {self.steps[self.step.extends].folder / 'checkpoints'}",
-                f"restore it, or move {self.steps[self.step.extends].folder} away so that it is trained again",
-            )
-        return saves[-1]
+        return None if self.step.extends is None else last_save(self.steps[self.step.extends], self.step)
 
     @property
     def runs_on_server(self) -> int:
@@ -253,6 +241,21 @@ class StepContext:
             write_json(self.step.result_file, result)
             self.ledger.end_step(self.step.key, "done", summary=summary)
         self.finished = True
+
+
+def last_save(before: Step, step: Step) -> Path:
+    """The last save of the run `before`, which `step` goes on from. Raises TuluLiteError where it left none."""
+    saves = sorted(
+        (before.folder / "checkpoints").glob("step-[0-9]*"),
+        key=lambda save: int(save.name.removeprefix("step-")),
+    )
+    if not saves:
+        raise TuluLiteError(
+            f"{step.id} goes on from where {before.id} ended, and that left no save",
+            f"there is none in {before.folder / 'checkpoints'}",
+            f"restore it, or move {before.folder} away so that it is trained again",
+        )
+    return saves[-1]
 
 
 @contextmanager
