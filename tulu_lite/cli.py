@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from .commands import data as data_command
 from .commands import extend as extend_command
 from .commands import replay as replay_command
 from .commands import rollouts as rollouts_command
+from .commands import runs as runs_command
 from .errors import TuluLiteError
 from .files import write_atomic
 
@@ -97,43 +97,6 @@ def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def runs(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """List the runs and steps of a recipe's output folder, from its ledger."""
-    from .pipeline.ledger import Ledger
-    from .recipe import load_recipe
-    from .watching.watch import counted
-
-    ledger = Ledger(Path(load_recipe(recipe, overrides or []).output))
-    table = Table("run", "started", "minutes", "status", title="Runs", title_justify="left", pad_edge=False)
-    for row in ledger.runs():
-        minutes = f"{((row['ended'] or time.time()) - row['started']) / 60:.1f}"
-        table.add_row(str(row["id"]), _when(row["started"]), minutes, row["status"])
-    console.print(table)
-    table = Table(
-        "step",
-        "status",
-        "attempts",
-        "started",
-        "minutes",
-        "folder",
-        title="Steps",
-        title_justify="left",
-        pad_edge=False,
-    )
-    for row in ledger.steps():
-        minutes = f"{(row['ended'] - row['started']) / 60:.1f}" if row["ended"] else ""
-        status = row["status"] + (f": {row['error']}" if row["error"] else "")
-        if told := counted(Path(row["folder"])):
-            status += f"; {told}"
-        table.add_row(row["id"], status, str(row["attempts"]), _when(row["started"]), minutes, row["folder"])
-    console.print(table)
-
-
-def _when(stamp: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp))
-
-
-@app.command()
 def schema(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this file.")] = None,
 ) -> None:
@@ -187,6 +150,7 @@ app.add_typer(data_command.app, name="data")
 app.command("extend")(extend_command.extend)
 app.command("replay")(replay_command.replay)
 app.command("rollouts")(rollouts_command.rollouts)
+app.command("runs")(runs_command.runs)
 
 doctor = typer.Typer(help="What is wrong, and what it probably comes from.", invoke_without_command=True)
 app.add_typer(doctor, name="doctor")

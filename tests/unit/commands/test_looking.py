@@ -344,3 +344,42 @@ def test_a_step_that_was_not_run_so_cannot_be_replayed(project: Path) -> None:
         and "sft has not been run with these settings" in done.exception.what
     )
     assert run("replay", str(project / "recipe.yaml"), "--step", "0").exit_code == 2
+
+
+# Runs
+
+
+@pytest.fixture
+def noted(project: Path) -> Path:
+    """A ledger with a run of two settings whose names differ at their ends alone, one of them stopped early."""
+    ledger, out = Ledger(project / "out"), project / "out"
+    number = ledger.start_run("tiny", "", "0")
+    for rate, summary in (("1e-4", {"stopped_early": "far behind"}), ("2e-4", {"loss": math.nan})):
+        id = (
+            f"rl/kl_coefficient=0.0125,credit=group_mean,normalisation=token_mean,learning_rate={rate}/seed-4"
+        )
+        step = replace(
+            step_of(project, "rl/seed-4"), id=id, key=rate, folder=out / "steps" / id.replace("/", ".") / rate
+        )
+        ledger.start_step(step, [])
+        ledger.end_step(rate, "done", summary=summary)
+    ledger.end_run(number, "done")
+    return project
+
+
+def test_runs_are_told_apart_and_one_that_was_stopped_early_is_said_to_be(noted: Path) -> None:
+    done = run("runs", str(noted / "recipe.yaml"))
+    assert done.exit_code == 0, done.output
+    cells = [[cell.strip() for cell in line.split("│")] for line in done.output.splitlines() if "│" in line]
+    names, folders = ("".join(row[column] for row in cells if len(row) == 8) for column in (1, 6))
+    for rate in ("1e-4", "2e-4"):
+        assert f"learning_rate={rate}/seed-4" in names
+        assert f"learning_rate={rate}.seed-4/{rate}" in folders
+    assert "stopped early" in done.output and "…" not in done.output
+
+
+def test_runs_as_json(noted: Path) -> None:
+    data = json.loads(run("runs", str(noted / "recipe.yaml"), "--json").stdout)
+    assert [one["status"] for one in data["runs"]] == ["done"]
+    assert [step["stopped_early"] for step in data["steps"]] == ["far behind", None]
+    assert data["steps"][1]["summary"] == {"loss": "nan"} and data["steps"][1]["folder"].startswith("/")
