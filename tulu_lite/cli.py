@@ -29,6 +29,9 @@ app = typer.Typer(
 )
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)]
+RunPlace = Annotated[
+    Path, typer.Argument(help="The recipe's YAML file, or its output folder.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -85,14 +88,15 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, rehearse: Rehearse = F
 
 
 @app.command()
-def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def report(run: RunPlace, overrides: Overrides = None) -> None:
     """Show the results so far: tables with intervals, runs compared, the learning curves, where everything lies."""
+    from .commands.opening import check_ran, open_recipe
     from .commands.running import show_report
     from .pipeline.expand import expand
     from .pipeline.ledger import Ledger
-    from .recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = open_recipe(run, overrides or [])
+    check_ran(loaded, run)
     show_report(loaded, expand(loaded, Ledger(Path(loaded.output))), console)
 
 

@@ -18,6 +18,7 @@ import yaml
 
 from tulu_lite import cli
 from tulu_lite.pipeline.lock import exclusive
+from tulu_lite.recipe import dump_recipe, load_recipe
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
@@ -129,11 +130,25 @@ def test_the_quickstart_is_planned_whole_with_sizes(tulu: Tulu, tmp_path: Path) 
     assert not (tmp_path / "out" / "steps").exists()  # a plan spends nothing
 
 
-def test_report_and_runs_before_anything_ran(tulu: Tulu, project: Path) -> None:
-    assert tulu("runs", project / "recipe.yaml")[0] == 0
-    code, out, err = tulu("report", project / "recipe.yaml")
+@pytest.mark.parametrize("command", ["report", "runs"])
+def test_report_and_runs_before_anything_ran(tulu: Tulu, project: Path, command: str) -> None:
+    code, out, err = tulu(command, project / "recipe.yaml")
+    assert (code, out) == (2, "")
+    assert (
+        "small has not been run yet" in err and f"cure: run it (tulu-lite run {project}/recipe.yaml)" in err
+    )
+    assert not (project / "out").exists()
+    assert tulu("plan", project / "recipe.yaml")[0] == 0  # makes a ledger, and runs nothing
+    assert "has not been run yet" in tulu(command, project / "recipe.yaml")[2]
+
+
+@pytest.mark.parametrize("command", ["report", "runs"])
+def test_report_and_runs_take_an_output_folder(tulu: Tulu, project: Path, command: str) -> None:
+    recipe = load_recipe(project / "recipe.yaml")
+    (project / "out" / "steps").mkdir(parents=True)
+    (project / "out" / "recipe.yaml").write_text(dump_recipe(recipe))
+    code, _, err = tulu(command, project / "out")
     assert (code, err) == (0, "")
-    assert "recipe.yaml" in out
 
 
 def test_schema_accepts_the_shipped_recipes_and_refuses_a_wrong_one(tulu: Tulu, tmp_path: Path) -> None:

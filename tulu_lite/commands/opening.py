@@ -29,6 +29,17 @@ def open_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
     return load_recipe(file, overrides)
 
 
+def check_ran(recipe: Recipe, run: Path) -> None:
+    """Raise TuluLiteError where nothing of the recipe was run. Makes nothing. run: what the user named it by."""
+    output = Path(recipe.output)
+    ledger = Ledger(output)
+    if not ((output / "steps").is_dir() or ledger.runs() or ledger.steps()):
+        raise TuluLiteError(
+            f"{recipe.name} has not been run yet: there is nothing of it in {output}",
+            cure=f"run it (tulu-lite run {run}), or name the output folder, or give the overrides that it was run with",
+        )
+
+
 def open_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Step]]:
     """As open_recipe, and all steps of the run."""
     recipe = open_recipe(run, overrides)

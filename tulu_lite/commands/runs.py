@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .opening import finite, open_recipe
+from .opening import check_ran, finite, open_recipe
 
 Run = Annotated[
     Path, typer.Argument(help="The recipe's YAML file, or its output folder.", show_default=False)
@@ -31,7 +31,9 @@ def runs(
     """List the runs and steps of a recipe's output folder, from its ledger."""
     from ..pipeline.ledger import Ledger
 
-    output = Path(open_recipe(run, overrides or []).output)
+    recipe = open_recipe(run, overrides or [])
+    check_ran(recipe, run)
+    output = Path(recipe.output)
     ledger = Ledger(output)
     known, steps = ledger.runs(), [step_row(row) for row in ledger.steps()]
     if as_json:
