@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from .commands import data as data_command
 from .commands import extend as extend_command
 from .commands import replay as replay_command
 from .commands import rollouts as rollouts_command
+from .commands import runs as runs_command
 from .errors import TuluLiteError
 from .files import write_atomic
 
@@ -29,6 +29,9 @@ app = typer.Typer(
 )
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)]
+RunPlace = Annotated[
+    Path, typer.Argument(help="The recipe's YAML file, or its output folder.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -85,52 +88,16 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, rehearse: Rehearse = F
 
 
 @app.command()
-def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def report(run: RunPlace, overrides: Overrides = None) -> None:
     """Show the results so far: tables with intervals, runs compared, the learning curves, where everything lies."""
+    from .commands.opening import check_ran, open_recipe
     from .commands.running import show_report
     from .pipeline.expand import expand
     from .pipeline.ledger import Ledger
-    from .recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = open_recipe(run, overrides or [])
+    check_ran(loaded, run)
     show_report(loaded, expand(loaded, Ledger(Path(loaded.output))), console)
-
-
-@app.command()
-def runs(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """List the runs and steps of a recipe's output folder, from its ledger."""
-    from .pipeline.ledger import Ledger
-    from .recipe import load_recipe
-    from .watching.watch import counted
-
-    ledger = Ledger(Path(load_recipe(recipe, overrides or []).output))
-    table = Table("run", "started", "minutes", "status", title="Runs", title_justify="left", pad_edge=False)
-    for row in ledger.runs():
-        minutes = f"{((row['ended'] or time.time()) - row['started']) / 60:.1f}"
-        table.add_row(str(row["id"]), _when(row["started"]), minutes, row["status"])
-    console.print(table)
-    table = Table(
-        "step",
-        "status",
-        "attempts",
-        "started",
-        "minutes",
-        "folder",
-        title="Steps",
-        title_justify="left",
-        pad_edge=False,
-    )
-    for row in ledger.steps():
-        minutes = f"{(row['ended'] - row['started']) / 60:.1f}" if row["ended"] else ""
-        status = row["status"] + (f": {row['error']}" if row["error"] else "")
-        if told := counted(Path(row["folder"])):
-            status += f"; {told}"
-        table.add_row(row["id"], status, str(row["attempts"]), _when(row["started"]), minutes, row["folder"])
-    console.print(table)
-
-
-def _when(stamp: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp))
 
 
 @app.command()
@@ -187,6 +154,7 @@ app.add_typer(data_command.app, name="data")
 app.command("extend")(extend_command.extend)
 app.command("replay")(replay_command.replay)
 app.command("rollouts")(rollouts_command.rollouts)
+app.command("runs")(runs_command.runs)
 
 doctor = typer.Typer(help="What is wrong, and what it probably comes from.", invoke_without_command=True)
 app.add_typer(doctor, name="doctor")

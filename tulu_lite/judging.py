@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import verifiers
 
+from .datasets.bad import BadRow
 from .errors import TuluLiteError
 from .recipe import Recipe
 from .records import Prompt, Rollout, RolloutGroup
@@ -23,30 +24,54 @@ def verifier_spec(recipe: Recipe, name: str) -> Any:
     return json.loads(name) if name.startswith(("{", "[")) else name
 
 
-def check_references(recipe: Recipe, prompts: Sequence[Prompt], where: str) -> None:
-    """Every prompt's verifier exists and can use its reference; else an error that names the first that cannot."""
-    built: dict[str, verifiers.Verifier] = {}
-    for prompt in prompts:
-        if prompt.verifier not in built:
-            built[prompt.verifier] = _build(recipe, prompt.verifier, where)
-        try:
-            built[prompt.verifier].check_reference(prompt.reference, {"source": prompt.source})
-        except verifiers.VerifierError as error:
-            raise TuluLiteError(
-                f"{where}: a row of {prompt.source!r} has a reference that its verifier {prompt.verifier!r} cannot use: {error}",
-                why=f"its prompt begins {prompt.user[:60]!r}; its reference is {str(prompt.reference)[:80]!r}",
-                cure="mend or remove the row, or name another verifier or reference column",
-            ) from None
+def also_judged_by(stage: Any) -> tuple[str, ...]:
+    """Verifiers of a stage that judge the responses to all its prompts, besides each prompt's own."""
+    rank_by = getattr(stage, "rank_by", None)
+    return () if rank_by is None else (rank_by,)
 
 
-def _build(recipe: Recipe, name: str, where: str) -> verifiers.Verifier:
+def row_check(recipe: Recipe, where: str, *also: str) -> Callable[[str, Any, str, bool], None]:
+    """A check of a prompt (its verifier, reference and source, and whether the row itself names that verifier): the
+    verifier exists and can use the reference, and so can those in `also`. For DataSettings.checking.
+
+    It raises BadRow for what is the row's fault, and TuluLiteError for what is the recipe's, with `where` that is.
+    """
+    built: dict[str, verifiers.Verifier | Exception] = {}
+
+    def check(verifier: str, reference: Any, source: str, of_row: bool) -> None:
+        for name in (verifier, *also):
+            if name not in built:
+                built[name] = _build(recipe, name)
+            found = built[name]
+            if isinstance(found, Exception):
+                _refuse(name, found, where, of_row and name == verifier and name not in recipe.verifiers)
+                return
+            try:
+                found.check_reference(reference, {"source": source})
+            except verifiers.VerifierError as error:
+                raise BadRow(
+                    "a reference that its verifier cannot use",
+                    f"the verifier {name!r} cannot use the reference of this row: {error}",
+                    why=f"its source is {source!r}, its reference {str(reference)[:80]!r}",
+                    cure="mend or remove the row, or name another verifier or reference column",
+                ) from None
+
+    return check
+
+
+def _build(recipe: Recipe, name: str) -> verifiers.Verifier | Exception:
     try:
         return verifiers.build(verifier_spec(recipe, name), base_dir=Path.cwd())
     except (verifiers.VerifierError, json.JSONDecodeError) as error:
-        raise TuluLiteError(
-            f"{where}: the verifier {name!r} cannot be used: {error}",
-            cure="name a registered verifier (`python -m verifiers list`), one of the recipe's `verifiers`, or path/to/file.py:function",
-        ) from None
+        return error
+
+
+def _refuse(name: str, error: Exception, where: str, of_row: bool) -> None:
+    what = f"the verifier {name!r} cannot be used: {error}"
+    cure = "name a registered verifier (`python -m verifiers list`), one of the recipe's `verifiers`, or path/to/file.py:function"
+    if of_row:
+        raise BadRow("a verifier that cannot be used", what, cure=cure)
+    raise TuluLiteError(f"{where}: {what}", cure=cure)
 
 
 class Judge:

@@ -17,7 +17,13 @@ import pytest
 import yaml
 
 from tulu_lite import cli
+from tulu_lite.datasets.chat import ChatTemplate, load_tokenizer
+from tulu_lite.datasets.prompts import load_prompts
+from tulu_lite.pipeline.expand import expand
+from tulu_lite.pipeline.ledger import Ledger
 from tulu_lite.pipeline.lock import exclusive
+from tulu_lite.recipe import dump_recipe, load_recipe
+from tulu_lite.stages.context import StepContext
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
@@ -129,11 +135,25 @@ def test_the_quickstart_is_planned_whole_with_sizes(tulu: Tulu, tmp_path: Path) 
     assert not (tmp_path / "out" / "steps").exists()  # a plan spends nothing
 
 
-def test_report_and_runs_before_anything_ran(tulu: Tulu, project: Path) -> None:
-    assert tulu("runs", project / "recipe.yaml")[0] == 0
-    code, out, err = tulu("report", project / "recipe.yaml")
+@pytest.mark.parametrize("command", ["report", "runs"])
+def test_report_and_runs_before_anything_ran(tulu: Tulu, project: Path, command: str) -> None:
+    code, out, err = tulu(command, project / "recipe.yaml")
+    assert (code, out) == (2, "")
+    assert (
+        "small has not been run yet" in err and f"cure: run it (tulu-lite run {project}/recipe.yaml)" in err
+    )
+    assert not (project / "out").exists()
+    assert tulu("plan", project / "recipe.yaml")[0] == 0  # makes a ledger, and runs nothing
+    assert "has not been run yet" in tulu(command, project / "recipe.yaml")[2]
+
+
+@pytest.mark.parametrize("command", ["report", "runs"])
+def test_report_and_runs_take_an_output_folder(tulu: Tulu, project: Path, command: str) -> None:
+    recipe = load_recipe(project / "recipe.yaml")
+    (project / "out" / "steps").mkdir(parents=True)
+    (project / "out" / "recipe.yaml").write_text(dump_recipe(recipe))
+    code, _, err = tulu(command, project / "out")
     assert (code, err) == (0, "")
-    assert "recipe.yaml" in out
 
 
 def test_schema_accepts_the_shipped_recipes_and_refuses_a_wrong_one(tulu: Tulu, tmp_path: Path) -> None:
@@ -193,8 +213,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "row without completion": (lambda p: spoil_row(p, 3, completion=None), ["rows.jsonl:3", "completion"]),
     "row without reference": (lambda p: spoil_row(p, 5, reference=None), ["rows.jsonl:5", "reference"]),
     "row without verifier": (lambda p: spoil_row(p, 6, verifier=None), ["rows.jsonl:6", "verifier"]),
-    "unknown verifier": (lambda p: spoil_row(p, 2, verifier="numbr"), ["stage pairs, data", "numbr"]),
-    "unusable reference": (lambda p: spoil_row(p, 2, reference="none"), ["stage pairs, data", "number", "none"]),
+    "unknown verifier": (lambda p: spoil_row(p, 2, verifier="numbr"), ["rows.jsonl:2", "numbr", "bad_rows: drop"]),
+    "unusable reference": (lambda p: spoil_row(p, 2, reference="none"), ["rows.jsonl:2", "number", "none", "bad_rows: drop"]),
     "prompt past the context": (lambda p: spoil_row(p, 4, prompt="Add 1 and 1. " * 60), ["rows.jsonl:4", "tokens"]),
     "no model": (no_model, ["is no model", "config.json"]),
     "no model folder": (lambda p: edit(p, lambda r: r.update(model="./nowhere")), ["nowhere", "does not exist"]),
@@ -220,6 +240,33 @@ def test_a_fault_exits_2_with_one_clear_message(tulu: Tulu, project: Path, fault
         assert "cure" in err or "\n  - " in err or ":" in err.splitlines()[0]
     assert {path for path in project.rglob("*") if "out" not in path.relative_to(project).parts} == before
     assert not (project / "out" / "steps").exists()  # nothing was begun
+
+
+@pytest.mark.parametrize("spoilt", [{"reference": "none"}, {"verifier": "numbr"}])
+def test_a_row_that_its_verifier_cannot_use_is_left_out_by_plan_and_stage_alike(
+    tulu: Tulu, project: Path, spoilt: dict[str, str]
+) -> None:
+    spoil_row(project, 2, **spoilt)
+    edit(project, lambda recipe: recipe["stages"][1].update(bad_rows="drop"))
+    code, out, err = tulu("plan", project / "recipe.yaml")
+    assert (code, err) == (0, "")
+    assert re.search(r"pairs: 1 of 8 rows dropped: a .* cannot .*rows\.jsonl:2\)", out.replace("\n", " "))
+    code, out, _ = tulu("data", "report", project / "recipe.yaml", "--stage", "pairs", "--json")
+    assert code == 0 and sum(json.loads(out)["dropped"].values()) == 1
+
+    recipe = load_recipe(project / "recipe.yaml")
+    ledger = Ledger(project / "out")
+    steps = {step.id: step for step in expand(recipe, ledger)}
+    stage = StepContext(recipe, steps["pairs"].stage, steps["pairs"], steps, ledger, is_main=True).stage
+    template = ChatTemplate.load(recipe.chat_template, load_tokenizer(recipe.model), recipe.model)
+    made = load_prompts(stage.data, template, seed=0, max_prompt_tokens=None, rules=stage)
+    assert [prompt.reference for prompt in made] == [str(i + 1) for i in range(8) if i != 1]
+
+
+def test_a_verifier_that_the_recipe_names_is_no_rows_fault(tulu: Tulu, project: Path) -> None:
+    edit(project, lambda recipe: recipe["stages"][1].update(bad_rows="drop", data={"path": "rows.jsonl", "verifier": "numbr"}))  # fmt: skip
+    code, _, err = tulu("plan", project / "recipe.yaml")
+    assert code == 2 and "stage pairs: the verifier 'numbr' cannot be used" in err
 
 
 def test_every_problem_of_a_recipe_is_named_at_once(tulu: Tulu, project: Path) -> None:

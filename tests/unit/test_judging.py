@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tulu_lite.datasets.bad import BadRow
 from tulu_lite.errors import TuluLiteError
-from tulu_lite.judging import Judge, check_references, judging, verifier_spec
+from tulu_lite.judging import Judge, judging, row_check, verifier_spec
 from tulu_lite.recipe import Recipe
 from tulu_lite.records import Prompt, Rollout, RolloutGroup
 from verifiers import Verdict
@@ -93,14 +94,10 @@ def test_the_source_of_a_row_chooses_its_verifier_and_a_scale_reaches_the_reward
     right = judged[0].rollouts[0].verdict
     assert right is not None
     assert right.reward == 10.0
-    check_references(
-        recipe(verifiers={"mixed": {"choose": by_source}}), [prompt("1", verifier="mixed")], "rl"
-    )
-    with pytest.raises(TuluLiteError, match="no verifier for source 'rows'"):
-        check_references(
-            recipe(verifiers={"mixed": {"choose": {"other": "number"}}}),
-            [prompt("1", verifier="mixed")],
-            "rl",
+    row_check(recipe(verifiers={"mixed": {"choose": by_source}}), "rl")("mixed", "3", "rows", True)
+    with pytest.raises(BadRow, match="no verifier for source 'rows'"):
+        row_check(recipe(verifiers={"mixed": {"choose": {"other": "number"}}}), "rl")(
+            "mixed", "3", "rows", True
         )
 
 
@@ -119,13 +116,20 @@ def test_a_recipe_demands_a_sandbox_tier(tmp_path: Path, monkeypatch: pytest.Mon
         recipe(verifier_sandbox="docker")
 
 
-def test_a_reference_that_cannot_be_used_names_stage_row_and_verifier() -> None:
-    check_references(recipe(), [prompt("1")], "stage rl, data")
-    with pytest.raises(TuluLiteError) as caught:
-        check_references(recipe(), [prompt("1"), prompt("2", reference="no number")], "stage rl, data")
-    message = str(caught.value)
-    assert "stage rl, data" in message
-    assert "'number'" in message
-    assert "q2" in message
-    with pytest.raises(TuluLiteError, match="nosuch"):
-        check_references(recipe(), [prompt("1", verifier="nosuch")], "stage rl, data")
+def test_a_row_that_its_verifier_cannot_use_is_a_bad_row_and_a_wrong_recipe_is_not() -> None:
+    check = row_check(recipe(verifiers={"broken": {"scale": "nosuch", "by": 2}}), "stage rl", "boxed")
+    check("number", "3", "rows", True)
+    with pytest.raises(BadRow, match="'number' cannot use the reference.*'no number'") as caught:
+        check("number", "no number", "rows", False)
+    assert caught.value.reason == "a reference that its verifier cannot use"
+    for _ in range(2):
+        with pytest.raises(BadRow, match="'nosuch' cannot be used") as caught:
+            check("nosuch", "3", "rows", True)
+        assert caught.value.reason == "a verifier that cannot be used"
+    for name, of_row in (("nosuch", False), ("broken", True)):  # named by the data source, or in `verifiers`
+        with pytest.raises(TuluLiteError, match="stage rl: the verifier") as error:
+            check(name, "3", "rows", of_row)
+        assert not isinstance(error.value, BadRow)
+    with pytest.raises(TuluLiteError, match="'nosuch' cannot be used") as error:
+        row_check(recipe(), "stage rl", "nosuch")("number", "3", "rows", True)  # as rank_by is
+    assert not isinstance(error.value, BadRow)

@@ -129,6 +129,7 @@ def _load(
     from ..datasets.conversations import load_conversations
     from ..datasets.pairs import load_pairs
     from ..datasets.prompts import report_prompts
+    from ..judging import also_judged_by, row_check
     from ..pipeline.fingerprint import token_cache
     from ..pipeline.ledger import Ledger
     from ..recipe import PairStage, SftStage, load_recipe
@@ -150,7 +151,8 @@ def _load(
             cache=token_cache(recipe, ledger), sources=None if field == "data" else sources,
         )  # fmt: skip
         return template, rows, found
-    rules = stage if field == "data" else stage.without_mix()
+    check = row_check(recipe, f"stage {stage.name}", *also_judged_by(stage))
+    rules = (stage if field == "data" else stage.without_mix()).checking(check)
     return template, *report_prompts(sources, template, seed=recipe.seed, max_prompt_tokens=None, rules=rules)
 
 

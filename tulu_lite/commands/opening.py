@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from ..pipeline.steps import Step
 from ..recipe import Recipe, load_recipe
 
 
-def open_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Step]]:
-    """The recipe and all steps of a run. run: a recipe's file, or the output folder that it ran into.
+def open_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run. run: a recipe's file, or the output folder that it ran into.
 
     Raises TuluLiteError for a folder that is no output folder.
     """
@@ -25,7 +26,23 @@ def open_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Ste
             f"{run} is no output folder: it holds no recipe.yaml",
             cure="name the folder that the recipe's `output` names, or the recipe's file",
         )
-    recipe = load_recipe(file, overrides)
+    return load_recipe(file, overrides)
+
+
+def check_ran(recipe: Recipe, run: Path) -> None:
+    """Raise TuluLiteError where nothing of the recipe was run. Makes nothing. run: what the user named it by."""
+    output = Path(recipe.output)
+    ledger = Ledger(output)
+    if not ((output / "steps").is_dir() or ledger.runs() or ledger.steps()):
+        raise TuluLiteError(
+            f"{recipe.name} has not been run yet: there is nothing of it in {output}",
+            cure=f"run it (tulu-lite run {run}), or name the output folder, or give the overrides that it was run with",
+        )
+
+
+def open_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Step]]:
+    """As open_recipe, and all steps of the run."""
+    recipe = open_recipe(run, overrides)
     return recipe, expand(recipe, Ledger(Path(recipe.output)))
 
 
@@ -83,3 +100,12 @@ def with_folder(step: Step, ledger: Ledger) -> tuple[Step, str]:
     return replace(
         step, folder=folder
     ), f"{step.id} was not run with the recipe as it is now; this is {folder}"
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no nan and no infinity: they are text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value

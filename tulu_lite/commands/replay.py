@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import TuluLiteError
+from .opening import finite, open_run, pick_step
 
 if TYPE_CHECKING:
     from ..doctor.replay import Replay
@@ -56,8 +57,6 @@ def replay(
     Loads the newest save before the step, does the steps in between again, and checks that the step comes out as it was
     logged. An rlvr step is trained on from its recorded samples; no server is started.
     """
-    from .opening import open_run, pick_step
-
     recipe, steps = open_run(run, overrides or [])
     chosen = pick_step(steps, KINDS, stage, run_name, seed)
     if not chosen.folder.exists():
@@ -145,16 +144,7 @@ def verdict(found: Replay) -> list[str]:
 
 def to_json(found: Replay) -> dict[str, Any]:
     data = {**found.__dict__, "samples": [sample.__dict__ for sample in found.samples]}
-    return _finite(data | {"gaps": found.gaps(), "reproduced": found.reproduced})
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no nan and no infinity: they are text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return finite(data | {"gaps": found.gaps(), "reproduced": found.reproduced})
 
 
 def _last_if_finite(norm: float) -> tuple[bool, float]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from ..errors import TuluLiteError
+
+if TYPE_CHECKING:
+    from ..pipeline.steps import Step
 
 Run = Annotated[
     Path, typer.Argument(help="The recipe's YAML file, or its output folder.", show_default=False)
@@ -64,6 +69,7 @@ def rollouts(
     ] = False,
 ) -> None:
     """Show samples that an rlvr stage learnt from, with their verdicts. Text is printed with escape codes made visible."""
+    from ..pipeline.history import owner, runs_before
     from ..pipeline.ledger import Ledger
     from ..watching.samples import VERDICTS, chosen_rows, sample_view, summary_line
     from ..watching.samples import side_by_side as side_view
@@ -72,16 +78,19 @@ def rollouts(
     if verdict is not None and verdict not in VERDICTS:
         raise TuluLiteError(f"there is no verdict {verdict!r}", cure=f"it is one of {', '.join(VERDICTS)}")
     recipe, steps = open_run(run, overrides or [])
-    chosen, note = with_folder(
-        pick_step(steps, ("rlvr",), stage, run_name, seed), Ledger(Path(recipe.output))
-    )
+    ledger = Ledger(Path(recipe.output))
+    chosen, note = with_folder(pick_step(steps, ("rlvr",), stage, run_name, seed), ledger)
+    by_id = {one.id: one for one in steps} | {chosen.id: chosen}
+    for before in runs_before(chosen, by_id):
+        with suppress(TuluLiteError):  # its own samples may be there all the same
+            by_id[before.id] = with_folder(before, ledger)[0]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     if note:
         Console(stderr=True, highlight=False).print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
     folder = chosen.folder / "rollouts"
     if beside is not None:
         numbers = wanted_steps(beside)
-        by_step = {number: rows_of(folder, number, chosen.id) for number in numbers}
+        by_step = {number: rows_of(chosen, by_id, number) for number in numbers}
         picked = {
             number: chosen_rows(rows, verdict=verdict, source=source, prompt=prompt, count=len(rows))
             for number, rows in by_step.items()
@@ -91,19 +100,20 @@ def rollouts(
             raise TuluLiteError(
                 f"no prompt is in all of the steps {beside} (with this filter)",
                 why="a prompt comes again once all prompts of the data were taken",
-                cure=_steps_in_common(folder, numbers[0]),
+                cure=_steps_in_common(chosen, by_id, numbers[0]),
             )
         for view in views:
             console.print(view)
         return
     number = last_kept(folder, chosen.id) if step is None else step
-    rows = rows_of(folder, number, chosen.id)
+    rows = rows_of(chosen, by_id, number)
     picked_rows = chosen_rows(rows, verdict=verdict, source=source, prompt=prompt, count=count)
     if as_json:
         for row in picked_rows:
             sys.stdout.write(json.dumps(row) + "\n")
         return
-    console.print(f"{chosen.id}, step {number}: {summary_line(rows)}", markup=False, soft_wrap=True)
+    did = owner(chosen, by_id, number).id
+    console.print(f"{did}, step {number}: {summary_line(rows)}", markup=False, soft_wrap=True)
     for row in picked_rows:
         console.print(sample_view(row, longest))
     if not picked_rows:
@@ -122,21 +132,23 @@ def wanted_steps(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def rows_of(folder: Path, number: int, what: str) -> list[dict[str, Any]]:
-    """The step's rows. Raises TuluLiteError where they are not kept, with the steps that are."""
+def rows_of(step: Step, steps: Mapping[str, Step], number: int) -> list[dict[str, Any]]:
+    """The rows of a step of training, of the run or of one that it goes on from. Raises TuluLiteError where they are not
+    kept, with what is true of that step."""
+    from ..pipeline.history import check_has, owner
     from ..rl.recorded import parts_of, read_rows
 
+    did = owner(step, steps, number)
+    folder = did.folder / "rollouts"
     kept = parts_of(folder)
-    if number not in kept:
-        numbers = sorted(kept)
-        raise TuluLiteError(
-            f"the samples of {what}, step {number}, are not kept",
-            why=f"kept are the steps {ranges(numbers)}" if numbers else f"there are none in {folder}",
-            cure="samples of old steps go when their folder is full (the stage's settings say how much is kept)"
-            if numbers
-            else "",
-        )
-    return read_rows(kept[number][0])
+    if number in kept:
+        return read_rows(kept[number][0])
+    check_has(did, number)
+    raise TuluLiteError(
+        f"the samples of {did.id}, step {number}, are not kept",
+        why=f"kept are the steps {ranges(list(kept))}" if kept else f"there are none in {folder}",
+        cure="samples of old steps go when their folder is full (keep_rollouts_mb says how much is kept)",
+    )
 
 
 def last_kept(folder: Path, what: str) -> int:
@@ -161,15 +173,20 @@ def ranges(numbers: list[int]) -> str:
     return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in spans)
 
 
-def _steps_in_common(folder: Path, number: int) -> str:
-    """Which kept steps have a prompt of this step."""
+def _steps_in_common(step: Step, steps: Mapping[str, Step], number: int) -> str:
+    """Which kept steps, those of the runs before included, have a prompt of this step."""
+    from ..pipeline.history import runs_before
     from ..rl.recorded import parts_of, read_rows
 
-    kept = parts_of(folder)
-    ids = {row["prompt_id"] for row in read_rows(kept[number][0])}
+    ids = {row["prompt_id"] for row in rows_of(step, steps, number)}
+    kept = {
+        other: paths[0]
+        for run in (*runs_before(step, steps), step)
+        for other, paths in parts_of(run.folder / "rollouts").items()
+    }
     same = [
-        other for other, paths in kept.items()
-        if other != number and any(row["prompt_id"] in ids for row in read_rows(paths[0]))
+        other for other, path in kept.items()
+        if other != number and any(row["prompt_id"] in ids for row in read_rows(path))
     ]  # fmt: skip
     return (
         f"prompts of step {number} are in the steps {ranges(same)}"

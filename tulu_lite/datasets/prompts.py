@@ -32,7 +32,7 @@ def load_prompts(
     rules: DataSettings | None = None,
 ) -> list[Prompt]:
     """The sources' rows as prompts, in order. seed: of the choices of `limit` and of the mix. rules: the stage's mix,
-    its filters and what becomes of bad rows; by default all rows, and a bad one is an error.
+    its filters, what becomes of bad rows and what further makes one bad; by default all rows, and a bad one is an error.
 
     Raises TuluLiteError naming the file and line of a row with no prompt, verifier or reference column, or
     whose prompt has more than max_prompt_tokens tokens (None: no limit), where the rules say so.
@@ -53,7 +53,7 @@ def report_prompts(
     report = DataReport(loses_characters=template.loses_characters)
     kept: list[list[_Found]] = [[] for _ in sources]
     for number, item, encoded in usable(
-        sources, _kind(template, max_prompt_tokens), rules, report, seed=seed
+        sources, _kind(template, max_prompt_tokens, rules), rules, report, seed=seed
     ):
         assert item.row is not None and isinstance(encoded, _EncodedPrompt)
         kept[number].append(_Found(item.row, item.turns, encoded))
@@ -85,11 +85,12 @@ class _EncodedPrompt(Encoded):
     text: str = ""
 
 
-def _kind(template: ChatTemplate, limit: int | None) -> Kind:
+def _kind(template: ChatTemplate, limit: int | None, rules: DataSettings) -> Kind:
     def turns(row: Row) -> list[Message]:
         made = prompt_turns(row)
-        _reference(row)
-        _verifier(row)
+        reference, verifier = _reference(row), _verifier(row)
+        if rules.row_check is not None:
+            rules.row_check(verifier, reference, row.source, not row.entry.verifier)
         return made
 
     def encode(items: Sequence[Item]) -> list[Encoded]:

@@ -1,7 +1,8 @@
 """A step of an rlvr run trained on again from its recorded samples, and each response's part in it. No server.
 
-As doctor/replay.py: the stage's own code, in a scratch folder, from the newest save before the step; what it would have
-sampled is read from the run's rollouts.
+As doctor/replay.py: the stage's own code, in a scratch folder, from the newest save before the step (of a run that goes
+on from another and has none of its own there, that one's last); what it would have sampled is read from the run's
+rollouts.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import io
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import TuluLiteError
+from ..pipeline.history import check_has, first_step, owner
 from ..pipeline.steps import Step
 from ..recipe import Recipe
 from ..rl.recorded import parts_of, read_rows
+from ..stages.context import last_save
 from ..training.policy_batch import collate
 from .replay import (
     Recorder,
@@ -42,15 +46,17 @@ def replay_rlvr(
 
     Raises TuluLiteError where one of these steps' samples is not kept.
     """
-    start = newest_save(step.folder / "checkpoints", number - 1)
-    found = start_of(step, number, start)
     folder = step.folder / "rollouts"
+    _check_exists(steps, step, folder, number)
+    start = newest_save(step.folder / "checkpoints", number - 1)
+    found = _start_of(steps, step, number, start)
     _check_recorded(step, folder, number - found.again, number)
     names = _names(folder, number)
     say(f"loading {found.started_from}; {found.again} steps are done again before step {number}")
     with tempfile.TemporaryDirectory(prefix="tulu-lite-replay-") as scratch:
         shown = scratch_step(step, Path(scratch), start)
-        ctx = replay_context(recipe, steps, shown, found, {"replay": str(folder)})
+        recorded = _shown_records(folder, Path(scratch) / "rollouts", step.stage.steps)  # type: ignore[union-attr]
+        ctx = replay_context(recipe, steps, shown, found, {"replay": str(recorded)})
         ctx.metrics = Recorder(ctx.dir / "metrics.jsonl", number, found, say)
         with contextlib.redirect_stdout(io.StringIO()):  # what the stage says was said when it ran
             _train(ctx, number, found, names)
@@ -81,6 +87,42 @@ def _train(ctx: Any, number: int, found: Replay, names: dict[tuple[int, int], st
         found.failure = "; ".join(part for part in (error.what, error.why) if part)
     finally:
         trainer.close()
+
+
+def _start_of(steps: dict[str, Step], step: Step, number: int, start: Path | None) -> Replay:
+    """As start_of; without a save of its own, a run that goes on from another begins at that one's last."""
+    if start is not None or step.extends is None:
+        return start_of(step, number, start)
+    before = steps[step.extends]
+    found = start_of(step, number, last_save(before, step))
+    return replace(found, started_from=f"{found.started_from} of {before.id}")
+
+
+def _shown_records(folder: Path, target: Path, last: int) -> Path:
+    """Links to the run's records, with empty files for steps that are not kept: a stage that trains on records wants
+    those of all its steps, and this one reads only what _check_recorded has found."""
+    target.mkdir()
+    kept = parts_of(folder)
+    for path in (path for paths in kept.values() for path in paths):
+        (target / path.name).symlink_to(path.resolve())
+    for number in range(1, last + 1):
+        if number not in kept:
+            (target / f"step-{number:06d}.jsonl").touch()
+    return target
+
+
+def _check_exists(steps: dict[str, Step], step: Step, folder: Path, number: int) -> None:
+    """Raise TuluLiteError for a step that the run never did, or that is of the run that it goes on from."""
+    if number in parts_of(folder):  # one that failed is not logged
+        return
+    did = owner(step, steps, number)
+    if did is not step:
+        raise TuluLiteError(
+            f"step {number} is none of {step.id}'s own: that goes on from {step.extends}, and begins at step "
+            f"{first_step(step, steps)}",
+            cure=f"replay it where it was done: --stage {did.id} --step {number}",
+        )
+    check_has(step, number)
 
 
 def _check_recorded(step: Step, folder: Path, first: int, last: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TuluLiteError
+from .signs import killed, last_sign, this_process
 
 if TYPE_CHECKING:
     from .steps import Step
@@ -24,6 +25,8 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
     id INTEGER PRIMARY KEY, name TEXT, recipe TEXT, version TEXT, pid INTEGER,
     started REAL, ended REAL, status TEXT);
+CREATE TABLE IF NOT EXISTS processes (
+    run INTEGER PRIMARY KEY, host TEXT, space TEXT, process_started INTEGER);
 CREATE TABLE IF NOT EXISTS steps (
     key TEXT PRIMARY KEY, id TEXT, kind TEXT, seed INTEGER, identity TEXT, folder TEXT, status TEXT,
     attempts INTEGER DEFAULT 0, started REAL, ended REAL, error TEXT, summary TEXT, run INTEGER);
@@ -34,6 +37,9 @@ CREATE TABLE IF NOT EXISTS metrics (key TEXT, step INTEGER, name TEXT, value REA
 CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sha256 TEXT);
 CREATE TABLE IF NOT EXISTS sizes (key TEXT PRIMARY KEY, size TEXT);
 """
+
+
+RUN_FIELDS = ("id", "name", "version", "pid", "started", "ended", "status")
 
 
 class Ledger:
@@ -69,21 +75,54 @@ class Ledger:
     # Runs
 
     def start_run(self, name: str, recipe: str, version: str) -> int:
+        """Note a run of this process. Only one runs at a time: those that are still noted as running were killed."""
+        steps = self._recorded_steps()
+        before = [run for run in self._recorded_runs() if run["status"] == "running"]
         with self._open() as db:
-            db.execute("UPDATE runs SET status = 'killed' WHERE status = 'running'")
-            db.execute("UPDATE steps SET status = 'killed' WHERE status = 'running' AND run IS NOT NULL")
+            for run in before:
+                mine = [step for step in steps if step["run"] == run["id"]]
+                ended = last_sign(run["started"], mine)
+                db.execute("UPDATE runs SET status = 'killed', ended = ? WHERE id = ?", (ended, run["id"]))
+            db.executemany(
+                "UPDATE steps SET status = 'killed', ended = ? WHERE key = ?",
+                [
+                    (last_sign(step["started"], [step]), step["key"])
+                    for step in steps
+                    if step["status"] == "running" and step["run"] is not None
+                ],
+            )
             cursor = db.execute(
                 "INSERT INTO runs (name, recipe, version, pid, started, status) VALUES (?, ?, ?, ?, ?, 'running')",
                 (name, recipe, version, os.getpid(), time.time()),
             )
-            return int(cursor.lastrowid or 0)
+            run_id = int(cursor.lastrowid or 0)
+            who = this_process()
+            db.execute(
+                "INSERT INTO processes VALUES (?, ?, ?, ?)",
+                (run_id, who["host"], who["space"], who["process_started"]),
+            )
+            return run_id
 
     def end_run(self, run: int, status: str) -> None:
         with self._open() as db:
             db.execute("UPDATE runs SET status = ?, ended = ? WHERE id = ?", (status, time.time(), run))
 
     def runs(self) -> list[dict[str, Any]]:
-        return self._rows("SELECT id, name, version, pid, started, ended, status FROM runs ORDER BY id")
+        """All runs, first to last. One whose process is gone is told as killed, ended when it last wrote something."""
+        found = []
+        for run in self._recorded_runs():
+            if killed(run):
+                mine = [step for step in self._recorded_steps() if step["run"] == run["id"]]
+                run |= {"status": "killed", "ended": last_sign(run["started"], mine)}
+            found.append({name: run[name] for name in RUN_FIELDS})
+        return found
+
+    def _recorded_runs(self) -> list[dict[str, Any]]:
+        """As they were noted, with what tells their processes from others (None in a ledger of an older version)."""
+        return self._rows(
+            f"SELECT {', '.join(RUN_FIELDS)}, host, space, process_started "
+            "FROM runs LEFT JOIN processes ON run = id ORDER BY id"
+        )
 
     # Steps
 
@@ -133,6 +172,15 @@ class Ledger:
         return json.loads(rows[0]["identity"]) if rows else None
 
     def steps(self) -> list[dict[str, Any]]:
+        """All steps by their start; those of a run whose process is gone as killed, like the run."""
+        gone = {run["id"] for run in self._recorded_runs() if killed(run)}
+        found = self._recorded_steps()
+        for step in found:
+            if step["status"] == "running" and step["run"] in gone:
+                step |= {"status": "killed", "ended": last_sign(step["started"], [step])}
+        return found
+
+    def _recorded_steps(self) -> list[dict[str, Any]]:
         return self._rows("SELECT * FROM steps ORDER BY started")
 
     def lineage(self, key: str) -> list[dict[str, Any]]:

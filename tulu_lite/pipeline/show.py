@@ -96,6 +96,8 @@ class Display:
             f"[green]\\[{number}/{total}] {step.id}: done[/green] in {seconds:.0f} s  {escape(headline(step, result['summary']))}",
             soft_wrap=True,
         )
+        if why := result["summary"].get("stopped_early"):
+            self.console.print(f"[yellow]  stopped early: {escape(str(why))}[/yellow]", soft_wrap=True)
         if told := counted(step.folder):
             self.console.print(f"[yellow]  {escape(told)}[/yellow]", soft_wrap=True)
 

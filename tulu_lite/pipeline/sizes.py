@@ -16,7 +16,7 @@ from ..datasets.prompts import report_prompts
 from ..datasets.sources import load_rows
 from ..datasets.turns import conversation_turns
 from ..errors import TuluLiteError
-from ..judging import check_references
+from ..judging import also_judged_by, row_check
 from ..recipe import (
     DataSource,
     EvaluateStage,
@@ -130,9 +130,6 @@ class StepSizes:
         parts = zip(("data", "general_prompts"), stage.prompt_parts, strict=False)
         prompts = [prompt for field, part in parts for prompt in self._prompts(stage, field, part, budget)]
         if isinstance(stage, RejectStage):
-            if stage.rank_by is not None:
-                ranked = [replace(prompt, verifier=stage.rank_by) for prompt in prompts]
-                check_references(self.recipe, ranked, f"stage {stage.name}, rank_by")
             for row in load_rows(stage.general, seed=self.recipe.seed):
                 conversation_turns(row)  # or says what is wrong with it
         return self._sampled(prompts, stage.samples_per_prompt, budget)
@@ -264,12 +261,12 @@ class StepSizes:
                 f"stage {stage.name}: max_tokens {max_tokens} leaves no room for a prompt in the context of {self.context} tokens",
                 cure="lower max_tokens, or raise server.max_model_len if it is what limits",
             )
+        check = row_check(self.recipe, f"stage {stage.name}", *also_judged_by(stage))
+        rules = (stage if field == "data" else stage.without_mix()).checking(check)
         prompts, report = report_prompts(
-            sources, self.template, seed=self.recipe.seed, max_prompt_tokens=limit,
-            rules=stage if field == "data" else stage.without_mix(),
-        )  # fmt: skip
+            sources, self.template, seed=self.recipe.seed, max_prompt_tokens=limit, rules=rules
+        )
         self._notes += [note if field == "data" else f"{field}: {note}" for note in report.notes()]
-        check_references(self.recipe, prompts, f"stage {stage.name}, {field}")
         return prompts
 
     def _check_length(self, stage: str, max_length: int) -> None:

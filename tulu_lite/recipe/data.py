@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from .base import Later, Number, Settings
 
@@ -237,9 +238,22 @@ class DataSettings(Settings):
     filters: Filters = Later(Filters())
     """Which rows are used, by length, language, duplicates and overlap with evaluation sets."""
     bad_rows: Literal["stop", "drop"] = Later("stop")
-    """A row that cannot be used (broken JSON or Unicode, roles out of turn, an empty turn, nothing to answer): an error
-    that names it, or it is dropped, counted, and named in the report. In sft, dpo and reward the same goes for a row
-    whose loss is not finite: named as the step stops, or the step is made without it."""
+    """A row that cannot be used (broken JSON or Unicode, roles out of turn, an empty turn, nothing to answer, a
+    reference that its verifier cannot use): an error that names it, or it is dropped, counted, and named in the report.
+    In sft, dpo and reward the same goes for a row whose loss is not finite: named as the step stops, or the step is
+    made without it."""
+    _row_check: Callable[[str, Any, str, bool], None] | None = PrivateAttr(None)
+
+    def checking(self, check: Callable[[str, Any, str, bool], None] | None) -> Self:
+        """The same with a further check of prompts: of the verifier, the reference, the source, and whether the row itself
+        names its verifier. It raises BadRow for a row that cannot be used."""
+        copy = self.model_copy()
+        copy._row_check = check
+        return copy
+
+    @property
+    def row_check(self) -> Callable[[str, Any, str, bool], None] | None:
+        return self._row_check
 
     def without_mix(self) -> Self:
         """The same with all rows of every source: for rows that are not trained on."""

@@ -14,6 +14,7 @@ from ..errors import TuluLiteError
 from .base import did_you_mean, first_model
 from .extensions import with_recorded
 from .recipe import Recipe
+from .runs import check_path
 from .stages import SOURCE_FIELDS, AnyStage, is_stage_name
 
 STAGE_KINDS: dict[str, type[BaseModel]] = {
@@ -49,7 +50,7 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return with_recorded(Recipe.model_validate(data))
     except ValidationError as error:
-        raise RecipeError(str(file), [_explain(item, data) for item in _own_faults(error.errors())]) from None
+        raise RecipeError(str(file), _problems(_own_faults(error.errors()), data)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -73,6 +74,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise TuluLiteError(
             f"there is no recipe {path}", cure="check the path; shipped recipes are in recipes/"
+        ) from None
+    except IsADirectoryError:
+        raise TuluLiteError(
+            f"{path} is a folder, not a recipe",
+            cure=f"of an output folder the recipe as it ran is a file in it: {path / 'recipe.yaml'}",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise TuluLiteError(f"cannot read the recipe {path}: {error}") from None
@@ -338,6 +344,44 @@ def _own_faults(errors: Sequence[Any]) -> list[Any]:
         if error["type"] != "too_short"
         or not any(place != error["loc"] and place[: len(error["loc"])] == error["loc"] for place in places)
     ]
+
+
+def _problems(errors: Sequence[Any], data: dict[str, Any]) -> list[str]:
+    """A line for each fault. A field of a sweep that does not exist is one also where the stage is not valid anyway: it
+    may be why another is missing, which is then not said."""
+    misspelt = {
+        at: faults
+        for at, stage in enumerate(data["stages"] if isinstance(data.get("stages"), list) else ())
+        if (faults := _sweep_faults(stage))
+    }
+    told = []
+    for error in errors:
+        place = error["loc"]
+        in_stage = error["type"] == "missing" and len(place) > 2 and place[0] == "stages"
+        meant = misspelt.get(place[1], []) if in_stage else []
+        if not any(f"did you mean {place[-1]}?" in fault for fault in meant):
+            told.append(_explain(error, data))
+    more = [
+        f"{_dotted(['stages', at], data)}.{fault}"
+        for at, faults in misspelt.items()
+        for fault in faults
+        if not any(fault in line for line in told)
+    ]
+    return [*more, *told]
+
+
+def _sweep_faults(stage: Any) -> list[str]:
+    """What is wrong with the names of the fields that a stage's sweep differs in."""
+    kind = STAGE_KINDS.get(str(stage.get("kind"))) if isinstance(stage, dict) else None
+    sweep = stage.get("sweep") if kind is not None and "sweep" in kind.model_fields else None
+    listed = [sweep] if isinstance(sweep, dict) else sweep if isinstance(sweep, list) else []
+    faults: dict[str, None] = {}
+    for dotted in (name for one in listed if isinstance(one, dict) for name in one):
+        try:
+            check_path(kind, str(dotted))
+        except ValueError as fault:
+            faults[str(fault)] = None
+    return list(faults)
 
 
 def _explain(error: Any, data: dict[str, Any]) -> str:

@@ -98,7 +98,7 @@ def _with_values(stage: Any, values: Mapping[str, Any]) -> Any:
         raise ValueError("sweep: a combination names no field; write for example {learning_rate: 1e-4}")
     data = stage.model_dump(mode="json", exclude_unset=True, exclude={"sweep", "extend"})
     for dotted, value in values.items():
-        _check_path(type(stage), dotted)
+        check_path(type(stage), dotted)
         _put(data, dotted, value)
     try:
         return type(stage).model_validate(data)
@@ -113,7 +113,7 @@ def _with_values(stage: Any, values: Mapping[str, Any]) -> Any:
         raise ValueError(f"sweep: the combination {{{shown}}} is no valid stage: {faults}") from None
 
 
-def _check_path(model: Any, dotted: str) -> None:
+def check_path(model: Any, dotted: str) -> None:
     """Raise ValueError unless the dotted path names a field, and one that may differ between runs."""
     first, *_ = dotted.split(".")
     if first in FIXED:

@@ -28,6 +28,7 @@ from ..datasets.cache import TokenCache
 from ..datasets.report import DataReport
 from ..errors import TuluLiteError
 from ..files import suppress_os_errors, write_atomic, write_json
+from ..judging import also_judged_by, row_check
 from ..pipeline.expand import expand
 from ..pipeline.fingerprint import token_cache
 from ..pipeline.ledger import Ledger
@@ -43,7 +44,14 @@ from ..pipeline.protocol import (
 )
 from ..pipeline.select import hopeless
 from ..pipeline.steps import Step, model_path
-from ..recipe import BASE, Recipe, TrainingStage, dump_recipe, load_recipe, runs_of
+from ..recipe import (
+    BASE,
+    Recipe,
+    TrainingStage,
+    dump_recipe,
+    load_recipe,
+    runs_of,
+)
 from ..rollout.process import die_with_parent
 from ..watching.sinks import Logged, Sinks
 from ..watching.watch import Watch
@@ -71,6 +79,11 @@ class StepContext:
     _first: tuple[str, float, float] | None = None  # unit, time and count from which the rate is measured
 
     def __post_init__(self) -> None:
+        if (
+            self.step.samples and self.stage.bad_rows == "drop"
+        ):  # as the plan does, so that both use the same rows
+            check = row_check(self.recipe, f"stage {self.stage.name}", *also_judged_by(self.stage))
+            self.stage = self.stage.checking(check)
         logged = Logged(self.step.id, self.step.key, self.dir, self.recipe.name, self.step.identity)
         sinks = Sinks(self.recipe.watch if self.is_main else (), logged)
         watch = Watch(self.dir, self.recipe.warnings, sinks) if self.is_main else None
@@ -123,19 +136,7 @@ class StepContext:
     @property
     def start_from(self) -> Path | None:
         """The save that a run which goes on from another starts at: model, optimiser, position and random states."""
-        if self.step.extends is None:
-            return None
-        saves = sorted(
-            (self.steps[self.step.extends].folder / "checkpoints").glob("step-[0-9]*"),
-            key=lambda save: int(save.name.removeprefix("step-")),
-        )
-        if not saves:
-            raise TuluLiteError(
-                f"{self.step.id} goes on from where {self.step.extends} ended, and that left no save",
-                f"there is none in {self.steps[self.step.extends].folder / 'checkpoints'}",
-                f"restore it, or move {self.steps[self.step.extends].folder} away so that it is trained again",
-            )
-        return saves[-1]
+        return None if self.step.extends is None else last_save(self.steps[self.step.extends], self.step)
 
     @property
     def runs_on_server(self) -> int:
@@ -253,6 +254,21 @@ class StepContext:
             write_json(self.step.result_file, result)
             self.ledger.end_step(self.step.key, "done", summary=summary)
         self.finished = True
+
+
+def last_save(before: Step, step: Step) -> Path:
+    """The last save of the run `before`, which `step` goes on from. Raises TuluLiteError where it left none."""
+    saves = sorted(
+        (before.folder / "checkpoints").glob("step-[0-9]*"),
+        key=lambda save: int(save.name.removeprefix("step-")),
+    )
+    if not saves:
+        raise TuluLiteError(
+            f"{step.id} goes on from where {before.id} ended, and that left no save",
+            f"there is none in {before.folder / 'checkpoints'}",
+            f"restore it, or move {before.folder} away so that it is trained again",
+        )
+    return saves[-1]
 
 
 @contextmanager

@@ -129,7 +129,13 @@ def test_a_step_that_ran_with_other_settings_is_shown_and_said(project: Path) ->
 # Rollouts
 
 
-def keep(project: Path, number: int, texts: dict[str, list[tuple[str, float | None]]]) -> None:
+def keep(
+    project: Path,
+    number: int,
+    texts: dict[str, list[tuple[str, float | None]]],
+    folder: Path | None = None,
+) -> None:
+    folder = folder or step_of(project, "rl/seed-4").folder
     groups = {}
     for place, (prompt, said) in enumerate(texts.items()):
         rollouts = [
@@ -141,9 +147,10 @@ def keep(project: Path, number: int, texts: dict[str, list[tuple[str, float | No
         groups[place] = RolloutGroup(
             Prompt(prompt, "", (1,), "numbers", "number", "7", f"ask {prompt}"), tuple(rollouts)
         )
-    log = RolloutLog(step_of(project, "rl/seed-4").folder / "rollouts", 64)
+    log = RolloutLog(folder / "rollouts", 64)
     log.put(number, rollout_rows(groups))
     log.close()
+    (folder / "metrics.jsonl").write_text(f'{{"step": {number}}}\n')
 
 
 @pytest.fixture
@@ -203,6 +210,54 @@ def test_what_cannot_be_shown(sampled: Path, arguments: list[str], said: str) ->
     assert isinstance(done.exception, TuluLiteError)
     with pytest.raises(TuluLiteError, match=said):
         raise done.exception
+
+
+def extended(project: Path, summary: dict[str, Any]) -> Step:
+    """rl/seed-4 is done, with the samples of step 2 of 9; rl/seed-4+3 goes on from there, with those of step 11."""
+    recipe = yaml.safe_load((project / "recipe.yaml").read_text())
+    recipe["stages"][1]["extend"] = [{"run": "seed-4", "steps": 3}]
+    (project / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    first, longer = step_of(project, "rl/seed-4"), step_of(project, "rl/seed-4+3")
+    keep(project, 2, {"p1": [("two", 0.0)]}, first.folder)
+    keep(project, 11, {"p1": [("eleven", 1.0)]}, longer.folder)
+    (first.folder / "metrics.jsonl").write_text('{"step": 9}\n')
+    first.result_file.write_text(json.dumps({"summary": summary}))
+    return longer
+
+
+def test_steps_before_an_extension_are_those_of_the_run_before(project: Path) -> None:
+    extended(project, {})
+    of = ["rollouts", str(project / "recipe.yaml"), "--run", "seed-4+3"]
+    done = run(*of, "--side-by-side", "2,11")
+    assert done.exit_code == 0, done.output
+    assert any("two" in line and "eleven" in line for line in done.output.splitlines())
+    assert "rl/seed-4, step 2: 1 samples" in run(*of, "--step", "2").output
+    assert "rl/seed-4+3, step 11: 1 samples" in run(*of).output
+    missing = run(*of, "--step", "5").exception
+    assert "samples of rl/seed-4, step 5, are not kept" in str(missing)
+
+
+@pytest.mark.parametrize(
+    ("summary", "number", "said"),
+    [
+        ({}, "30", "rl/seed-4 has no step 30 it has 9 steps"),
+        ({"stopped_early": "far behind"}, "10", "rl/seed-4 has no step 10 it was stopped early at step 9: far behind"),
+        (None, "10", "rl/seed-4 has no step 10 it has 9 steps"),
+    ],
+)  # fmt: skip
+def test_a_step_that_never_was_is_told_so(
+    project: Path, summary: dict[str, Any] | None, number: str, said: str
+) -> None:
+    extended(project, summary or {})
+    if summary is None:
+        step_of(project, "rl/seed-4").result_file.unlink()
+    done = run("rollouts", str(project / "recipe.yaml"), "--run", "seed-4", "--step", number)
+    assert said in str(done.exception)
+
+
+def test_a_step_that_a_run_has_not_done_yet_is_told_so(sampled: Path) -> None:
+    done = run("rollouts", str(sampled / "recipe.yaml"), "--seed", "4", "--step", "8")
+    assert "rl/seed-4 has not done step 8: it is at step 7 of 9" in str(done.exception)
 
 
 def test_a_step_without_samples(project: Path) -> None:
@@ -289,3 +344,42 @@ def test_a_step_that_was_not_run_so_cannot_be_replayed(project: Path) -> None:
         and "sft has not been run with these settings" in done.exception.what
     )
     assert run("replay", str(project / "recipe.yaml"), "--step", "0").exit_code == 2
+
+
+# Runs
+
+
+@pytest.fixture
+def noted(project: Path) -> Path:
+    """A ledger with a run of two settings whose names differ at their ends alone, one of them stopped early."""
+    ledger, out = Ledger(project / "out"), project / "out"
+    number = ledger.start_run("tiny", "", "0")
+    for rate, summary in (("1e-4", {"stopped_early": "far behind"}), ("2e-4", {"loss": math.nan})):
+        id = (
+            f"rl/kl_coefficient=0.0125,credit=group_mean,normalisation=token_mean,learning_rate={rate}/seed-4"
+        )
+        step = replace(
+            step_of(project, "rl/seed-4"), id=id, key=rate, folder=out / "steps" / id.replace("/", ".") / rate
+        )
+        ledger.start_step(step, [])
+        ledger.end_step(rate, "done", summary=summary)
+    ledger.end_run(number, "done")
+    return project
+
+
+def test_runs_are_told_apart_and_one_that_was_stopped_early_is_said_to_be(noted: Path) -> None:
+    done = run("runs", str(noted / "recipe.yaml"))
+    assert done.exit_code == 0, done.output
+    cells = [[cell.strip() for cell in line.split("│")] for line in done.output.splitlines() if "│" in line]
+    names, folders = ("".join(row[column] for row in cells if len(row) == 8) for column in (1, 6))
+    for rate in ("1e-4", "2e-4"):
+        assert f"learning_rate={rate}/seed-4" in names
+        assert f"learning_rate={rate}.seed-4/{rate}" in folders
+    assert "stopped early" in done.output and "…" not in done.output
+
+
+def test_runs_as_json(noted: Path) -> None:
+    data = json.loads(run("runs", str(noted / "recipe.yaml"), "--json").stdout)
+    assert [one["status"] for one in data["runs"]] == ["done"]
+    assert [step["stopped_early"] for step in data["steps"]] == ["far behind", None]
+    assert data["steps"][1]["summary"] == {"loss": "nan"} and data["steps"][1]["folder"].startswith("/")

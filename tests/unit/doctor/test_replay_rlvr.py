@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("rlvr"))
 
 
-def train(folder: Path, broken: bool = False) -> Path:
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("extended"), more=2)
+
+
+def train(folder: Path, broken: bool = False, more: int = 0) -> Path:
     """An rlvr run of 4 steps with two updates each, saved after every second, that trained on recorded samples. broken:
-    one response of step 3 has a log-probability that is no number."""
+    one response of step 3 has a log-probability that is no number. more: steps that it goes on."""
     row = {"prompt": "What is 1 + 1?", "reference": "2", "verifier": "number"}
     (folder / "rows.jsonl").write_text((json.dumps(row) + "\n") * 2)
     log = RolloutLog(folder / "given", 64)
-    for step in range(1, 5):
+    for step in range(1, 5 + more):
         rows = rollout_rows(batch(step))
         if broken and step == 3:
             rows[4]["logprobs"] = [math.nan, *rows[4]["logprobs"][1:]]
@@ -75,6 +81,7 @@ def train(folder: Path, broken: bool = False) -> Path:
         "name": "rl", "kind": "rlvr", "init": "base", "data": "rows.jsonl", "validation": "rows.jsonl", "seeds": [7], "steps": 4,
         "prompts_per_step": PROMPTS, "samples_per_prompt": SAMPLES, "updates_per_step": 2, "sampling": {"max_tokens": 8},
         "learning_rate": 1e-3, "kl_coefficient": 0.05, "max_logprob_gap": None, "save_every_steps": 2, "replay": str(folder / "given"),
+        "extend": [{"run": "seed-7", "steps": more}] if more else [],
     }  # fmt: skip
     recipe = {
         "name": "tiny", "model": str(BASE), "output": "out", "chat_template": "tulu", "stages": [stage],
@@ -82,14 +89,15 @@ def train(folder: Path, broken: bool = False) -> Path:
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     loaded, steps, id = opened(folder)
-    steps[id].folder.mkdir(parents=True)
-    ctx = StepContext(loaded, steps[id].stage, steps[id], steps, Ledger(Path(loaded.output)), is_main=True)
-    nobody: Any = None
-    trainer = Trainer(ctx, Unserved.of(ctx), nobody)
-    try:
-        trainer.train()
-    finally:
-        trainer.close()
+    for step in (steps[id], *([steps[f"{id}+{more}"]] if more else [])):
+        step.folder.mkdir(parents=True)
+        ctx = StepContext(loaded, step.stage, step, steps, Ledger(Path(loaded.output)), is_main=True)
+        nobody: Any = None
+        trainer = Trainer(ctx, Unserved.of(ctx), nobody)
+        try:
+            trainer.train()
+        finally:
+            trainer.close()
     for path in (folder / "given").iterdir():  # what is trained on again are the run's own records, not these
         path.write_text(path.read_text().replace("-3.0", "-2.0"))
     return folder
@@ -97,13 +105,16 @@ def train(folder: Path, broken: bool = False) -> Path:
 
 def opened(folder: Path) -> tuple[Any, dict[str, Any], str]:
     recipe = load_recipe(folder / "recipe.yaml")
-    steps = {step.id: step for step in expand(recipe, Ledger(Path(recipe.output)))}
+    steps = {
+        step.id: replace(step, folder=next(iter(step.folder.parent.glob("*")), step.folder))
+        for step in expand(recipe, Ledger(Path(recipe.output)))
+    }  # as they ran: their keys hang on the given samples, which are others by now
     return recipe, steps, next(id for id, step in steps.items() if step.kind == "rlvr")
 
 
-def do(run: Path, number: int) -> Replay:
+def do(run: Path, number: int, suffix: str = "") -> Replay:
     recipe, steps, id = opened(run)
-    return replay_rlvr(recipe, steps, steps[id], number, lambda _: None)
+    return replay_rlvr(recipe, steps, steps[id + suffix], number, lambda _: None)
 
 
 def state_of(folder: Path) -> dict[str, str]:
@@ -162,3 +173,40 @@ def test_samples_that_are_not_kept_are_missed_before_anything_is_loaded(run: Pat
             do(run, 4)
     finally:
         file.write_text(text)
+
+
+@pytest.mark.parametrize(("number", "again"), [(5, 0), (6, 1)])
+def test_a_run_that_goes_on_from_another_is_replayed_from_where_that_ended(
+    extended: Path, number: int, again: int
+) -> None:
+    before = state_of(extended)
+    found = do(extended, number, "+2")
+    assert state_of(extended) == before
+    assert (found.started_from, found.again) == ("step-000004 of rl/seed-7", again)
+    assert found.gaps() == {"loss": 0.0, "grad_norm": 0.0} and found.reproduced
+
+
+@pytest.mark.parametrize(
+    ("number", "suffix", "said"),
+    [
+        (9, "", "rl/seed-7 has no step 9 it has 4 steps"),
+        (7, "+2", r"rl/seed-7\+2 has no step 7 it has 6 steps"),
+        (3, "+2", r"step 3 is none of rl/seed-7\+2's own.*begins at step 5.*--stage rl/seed-7 --step 3"),
+    ],
+)
+def test_a_step_that_the_run_never_did_is_told_as_that(
+    extended: Path, number: int, suffix: str, said: str
+) -> None:
+    with pytest.raises(TuluLiteError, match=said):
+        do(extended, number, suffix)
+
+
+def test_a_run_whose_start_left_no_save_is_told_so(extended: Path) -> None:
+    _, steps, id = opened(extended)
+    saves = steps[id].folder / "checkpoints"
+    saves.rename(saves.with_name("away"))
+    try:
+        with pytest.raises(TuluLiteError, match=r"goes on from where rl/seed-7 ended, and that left no save"):
+            do(extended, 5, "+2")
+    finally:
+        saves.with_name("away").rename(saves)

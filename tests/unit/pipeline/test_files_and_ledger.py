@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,7 +17,9 @@ from tulu_lite.errors import TuluLiteError
 from tulu_lite.files import atomic_file, explain_os_error, read_json, write_atomic, write_json
 from tulu_lite.pipeline.ledger import Ledger
 from tulu_lite.pipeline.lock import exclusive
+from tulu_lite.pipeline.signs import killed, this_process
 from tulu_lite.pipeline.steps import Step
+from tulu_lite.rollout.process import boot_id
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -92,6 +96,47 @@ def test_a_run_that_was_killed_is_told_when_the_next_one_starts(tmp_path: Path) 
     ledger.start_run("r", "", "0")
     ledger.start_run("r", "", "0")
     assert [run["status"] for run in ledger.runs()] == ["killed", "running"]
+
+
+RUN = "import sys, time; from pathlib import Path; from tulu_lite.pipeline.ledger import Ledger\nfrom tulu_lite.pipeline.steps import Step\nledger = Ledger(Path(sys.argv[1])); ledger.start_run('r', '', '0')\nledger.start_step(Step('rl', 'rlvr', None, 0, 'base', (), {}, 'k', Path(sys.argv[1]) / 'rl'), [])\nprint('runs', flush=True); time.sleep(60)"
+
+
+def test_a_run_is_told_as_killed_once_its_process_is_gone_and_until_when_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "rl"
+    folder.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    ledger = Ledger(tmp_path)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "runs\n"
+        assert (ledger.runs()[0]["status"], ledger.steps()[0]["status"]) == ("running", "running")
+    finally:
+        process.kill()
+        process.wait()
+    wrote = ledger.runs()[0]["started"] + 600
+    (folder / "metrics.jsonl").write_text("")
+    os.utime(folder / "metrics.jsonl", (wrote, wrote))
+    monkeypatch.setattr(time, "time", lambda: wrote + 3600)  # an hour later
+    for _ in range(2):
+        run, step = ledger.runs()[0], ledger.steps()[0]
+        assert (run["status"], run["ended"]) == (step["status"], step["ended"]) == ("killed", wrote)
+        ledger.start_run("r", "", "0")
+
+
+def test_a_run_whose_process_cannot_be_seen_from_here_may_run(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.start_run("r", "", "0")
+    noted = {**this_process(), "status": "running", "pid": os.getpid()}
+    assert not killed(noted)
+    assert killed(noted | {"process_started": 1})  # its pid was used again
+    assert not killed(noted | {"space": "another boot pid:[1]", "host": "elsewhere", "pid": 1 << 30})
+    assert not killed(noted | {"space": f"{boot_id()} pid:[1]", "pid": 1 << 30})  # a container beside
+    assert killed(noted | {"space": "another boot pid:[1]"})  # this machine was started anew
+    assert not killed(noted | {"space": None, "pid": 1 << 30})  # of an older version
+    with sqlite3.connect(ledger.path) as db:
+        db.execute("DELETE FROM processes")
+    assert ledger.runs()[0]["status"] == "running"
 
 
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:

@@ -206,3 +206,41 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> Non
     (tmp_path / "extend.yaml").write_text(text)
     with pytest.raises(TuluLiteError, match=r"extend\.yaml"):
         read_recorded(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    ["{learning_rat: [1e-4]}", "[{learning_rat: 1e-4}, {learning_rat: 2e-4}]", "{learning_rat: [1e-4], epochs: [1]}"],
+)  # fmt: skip
+def test_a_misspelt_field_of_a_sweep_is_told_where_the_field_it_meant_is_missing(
+    tmp_path: Path, sweep: str
+) -> None:
+    stage = {name: value for name, value in STAGES[0].items() if name != "learning_rate"}
+    with pytest.raises(TuluLiteError) as caught:
+        load(tmp_path, f"stages.sft.sweep={sweep}", stages=[stage])
+    assert caught.value.what.splitlines()[1:] == [
+        "  - stages.0 (sft).sweep.learning_rat: there is no such field; did you mean learning_rate?"
+    ]
+
+
+def test_a_sweep_of_unknown_fields_hides_no_other_fault(tmp_path: Path) -> None:
+    stage = {name: value for name, value in STAGES[0].items() if name != "learning_rate"} | {"epochs": "x"}
+    with pytest.raises(TuluLiteError) as caught:
+        load(tmp_path, "stages.sft.sweep={nowhere: [1]}", stages=[stage])
+    lines = caught.value.what.splitlines()[1:]
+    assert len(lines) == 3 and "sweep.nowhere: there is no such field" in lines[0]
+    assert any("learning_rate: this field is missing" in line for line in lines)
+    with pytest.raises(TuluLiteError) as caught:  # said once, where nothing else is wrong
+        load(tmp_path, "stages.sft.sweep={learning_rat: [1]}")
+    assert caught.value.what.count("learning_rat:") == 1
+
+
+@pytest.mark.parametrize("sweep", ["7", "[7]", "{7: [1]}", "x"])
+def test_a_sweep_that_is_none_is_told_so(tmp_path: Path, sweep: str) -> None:
+    with pytest.raises(TuluLiteError, match="sweep"):
+        load(tmp_path, f"stages.sft.sweep={sweep}", "stages.sft.epochs=x")
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(TuluLiteError, match=f"is a folder, not a recipe.*{tmp_path}/recipe.yaml"):
+        load_recipe(tmp_path)

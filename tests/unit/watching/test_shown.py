@@ -65,6 +65,17 @@ def test_a_run_shows_each_note_once_and_what_there_was_at_the_end(file: Path) ->
     assert "1 spike, warned of kl runaway" in text
 
 
+def test_a_run_that_was_stopped_early_is_said_to_be(file: Path) -> None:
+    step = step_of(file)
+    step.folder.mkdir(parents=True)
+    step.result_file.write_text(json.dumps({"summary": {"step": 2, "stopped_early": "behind [far]"}}))
+    console = Console(
+        file=io.StringIO(), width=100, force_terminal=True, color_system="standard", highlight=False
+    )
+    Display(console).ended(1, 1, step, 2.0)
+    assert "\x1b[33m  stopped early: behind [far]" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_a_sink_that_is_not_installed_is_said_by_the_plan(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
