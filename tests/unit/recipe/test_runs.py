@@ -206,3 +206,14 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> Non
     (tmp_path / "extend.yaml").write_text(text)
     with pytest.raises(TuluLiteError, match=r"extend\.yaml"):
         read_recorded(tmp_path)
+
+
+def test_a_record_that_cannot_be_read_for_no_given_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise OSError
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(TuluLiteError, match=r"extend\.yaml: OSError"):
+        read_recorded(tmp_path)
