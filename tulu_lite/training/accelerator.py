@@ -44,7 +44,7 @@ def make_accelerator(settings: AccelerateSettings, seed: int) -> Accelerator:
     if not on_cpu:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     elif _on_one_machine() and Path("/sys/class/net/lo").exists():
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the processes listen to each other alone
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # for tensors; the launcher's store listens on all
     precision = settings.mixed_precision
     _wait_long_in_further_groups()
     try:
