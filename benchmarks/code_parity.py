@@ -27,7 +27,7 @@ OPTIONS = {"time_limit_s": 30.0, "total_limit_s": 60.0, "cpu_limit_s": 30}
 
 def rows(folder: Path) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
     """(verifier, name, solution, reference)"""
-    for line in (folder / "mbpp" / "mbpp.jsonl").read_text("utf-8").splitlines():
+    for line in (folder / "mbpp" / "mbpp.jsonl").read_bytes().splitlines():
         row = json.loads(line)
         yield "code_asserts", f"MBPP/{row['task_id']}", row["code"], row
     with gzip.open(folder / "humaneval" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as file:

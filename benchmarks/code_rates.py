@@ -54,7 +54,7 @@ def humaneval(folder: Path) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
 def mbpp(folder: Path, count: int) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """MBPP's asserts as the peer takes them: inside a check function."""
     rows = []
-    for line in (folder / "mbpp" / "mbpp.jsonl").read_text("utf-8").splitlines():
+    for line in (folder / "mbpp" / "mbpp.jsonl").read_bytes().splitlines():
         row = json.loads(line)
         if row["test_setup_code"] or row["task_id"] == 123 or len(rows) == count:  # 123 computes for seconds
             continue

@@ -25,7 +25,7 @@ Form = tuple[str, str]  # its name, a response that states the gold in it
 
 
 def rows(file: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.read_bytes().splitlines()]
 
 
 def number_forms(gold: str) -> Iterator[Form]:

@@ -151,7 +151,7 @@ def fork(stage_main: Any, file: Path, step: Step) -> int:
 
 def start_scores(evaluation: Step) -> dict[str, float]:
     """Greedy marks of the start, by prompt."""
-    rows = map(json.loads, (evaluation.folder / evaluation.outcome["rows"]).read_text().splitlines())
+    rows = map(json.loads, (evaluation.folder / evaluation.outcome["rows"]).read_bytes().splitlines())
     return {row["prompt_id"]: float(row["verdict"]["score"] == 1.0) for row in rows}
 
 

@@ -20,8 +20,8 @@ def table(found: dict[str, Any]) -> str:
         other = statistics.mean(one["trl"] for one in case["lengths"])
         rows.append(
             f"| a step at {name} lengths ({case['rows']} x {case['group']} responses of at most {case['max_tokens']} tokens, "
-            f"on average {length:.0f}, TRL's {other:.0f}): TRL / ours | {theirs:.2f} / {mine:.2f} s = "
-            f"{case['ratio']:.2f}{_of_rounds(case)} | {GOALS[name]} |"
+            f"on average {length:.0f}, TRL's {other:.0f}): TRL / ours | medians {theirs:.2f} and {mine:.2f} s, "
+            f"{_middle(case['ratio'], case.get('ratios', []))} | {GOALS[name]} |"
         )
     for rhythm, one in found.get("share", {}).items():
         named = ", ".join(f"{part.removesuffix('_s')} {one[part]:.0%}" for part in PARTS)
@@ -32,8 +32,8 @@ def table(found: dict[str, Any]) -> str:
     if "seeds" in found:
         one = found["seeds"]
         rows.append(
-            f"| three LoRA seeds on one server: at once / in turn | {one['at_once']:.2f} / {one['in_turn']:.2f} steps/s = "
-            f"{one['ratio']:.2f} | {GOALS['seeds']} |"
+            f"| three LoRA seeds on one server: at once / in turn | medians {one['at_once']:.2f} and {one['in_turn']:.2f} "
+            f"steps/s, {_middle(one['ratio'], [_ratio(each) for each in one['rounds']])} | {GOALS['seeds']} |"
         )
     units = {"group": "responses a prompt", "max_tokens": "tokens a response", "size": "parameters"}
     for name, points in found.get("growth", {}).get("sweeps", {}).items():
@@ -42,16 +42,21 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def _of_rounds(case: dict[str, Any]) -> str:
-    """The rounds of which a ratio is the middle one."""
-    ratios = case.get("ratios", [])
-    return f", of rounds {', '.join(f'{ratio:.2f}' for ratio in ratios)}" if ratios else ""
+def _middle(ratio: float, rounds: list[float]) -> str:
+    """A ratio as what it is: that of the medians beside it is another, since the machine's speed drifts."""
+    each = f" ({', '.join(f'{one:.2f}' for one in rounds)})" if rounds else ""
+    return f"middle of the rounds' ratios {ratio:.2f}{each}"
+
+
+def _ratio(one: dict[str, Any]) -> float:
+    """Of a round of seeds: at once to the faster way in turn."""
+    return one["at_once"] / max(one["in_turn_by_threads"].values())
 
 
 def _round(number: int, one: dict[str, Any]) -> str:
     in_turn = one["in_turn_by_threads"]
     told = ", ".join(f"{threads}: {rate:.2f}" for threads, rate in in_turn.items())
-    return f"| {number} | {told} | {one['at_once']:.2f} | {one['at_once'] / max(in_turn.values()):.2f} |"
+    return f"| {number} | {told} | {one['at_once']:.2f} | {_ratio(one):.2f} |"
 
 
 def page(found: dict[str, Any]) -> str:

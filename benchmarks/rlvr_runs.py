@@ -86,7 +86,7 @@ def write_prompts(out: Path, count: int = 384) -> Path:
     """Prompts of the quickstart, judged by the reward that both sides share."""
     rows = [
         json.loads(line)
-        for line in (ROOT / "data" / "quickstart" / "prompts.jsonl").read_text().splitlines()[:count]
+        for line in (ROOT / "data" / "quickstart" / "prompts.jsonl").read_bytes().splitlines()[:count]
     ]
     out.write_text(
         "".join(

@@ -56,7 +56,7 @@ def child(command: list[str], setting: Setting) -> dict[str, Any]:
 
 def joined_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     """Rows of skewed lengths: 1 to 8 of the quickstart's demonstrations joined, half of the rows a single one."""
-    lines = [json.loads(line) for line in (ROOT / "data/quickstart/sft.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (ROOT / "data/quickstart/sft.jsonl").read_bytes().splitlines()]
     draw = random.Random(seed)
     rows = []
     for _ in range(count):

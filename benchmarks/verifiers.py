@@ -59,7 +59,7 @@ def generated(count: int, rng: random.Random) -> list[Row]:
 def gsm8k(file: Path, rng: random.Random) -> list[Row]:
     """Worked solutions; in every other one the number at the end is one too large."""
     rows = []
-    for index, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
+    for index, line in enumerate(file.read_bytes().splitlines()):
         working, _, gold = json.loads(line)["answer"].partition("####")
         gold, right = gold.strip(), index % 2 == 0
         said = gold if right else str(int(gold.replace(",", "")) + 1)
@@ -70,7 +70,7 @@ def gsm8k(file: Path, rng: random.Random) -> list[Row]:
 
 def math500(file: Path, rng: random.Random) -> list[Row]:
     """Worked solutions; every other one is that of the next problem."""
-    problems = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    problems = [json.loads(line) for line in file.read_bytes().splitlines()]
     rows = []
     for index, problem in enumerate(problems):
         other = problems[(index + index % 2) % len(problems)]

@@ -28,7 +28,7 @@ def read_texts(files: list[Path], fields: list[str]) -> list[str]:
     """One text a row: the named fields, a line each."""
     texts = []
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(file.read_bytes().splitlines(), 1):
             row = json.loads(line)
             missing = [field for field in fields if field not in row]
             if missing:

@@ -1,4 +1,4 @@
-"""The command line: tulu-lite run | plan | report | extend | runs | schema | serve | replay | rollouts | doctor."""
+"""The command line: tulu-lite run | plan | report | extend | runs | schema | serve | data | replay | rollouts | doctor."""
 
 from __future__ import annotations
 

@@ -20,5 +20,10 @@ class TuluLiteError(Exception):
         return lines
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in short: the first line of its message, or its type where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 class ServerError(TuluLiteError):
     """The rollout server failed: it died, did not answer in time, or refused a request."""

@@ -34,6 +34,15 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
+def json_lines(data: bytes) -> list[Any]:
+    """The values of a JSONL file's bytes, one a line. Raises ValueError for a line that is no JSON.
+
+    Lines of bytes, since those of text end at U+2028, U+2029 and U+0085 too, which JSON leaves as they are in a string.
+    Half a surrogate pair is taken as it was written.
+    """
+    return [json.loads(line) for line in data.splitlines()]
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends well, and leaves nothing when it does not."""

@@ -61,7 +61,7 @@ def rows(file: Path) -> list[dict]:
         raise SystemExit(
             f"there is no {file}; --data names the folder with mawps.jsonl, asdiv.jsonl and svamp.jsonl"
         )
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.read_bytes().splitlines()]
 
 
 def problem(source: str, text: str, answer: object) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import TuluLiteError
+from ..errors import TuluLiteError, first_line
 from ..recipe import DataSource
 from .bad import BadRow
 
@@ -175,9 +175,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
                     line += 1
                     yield line, data
     except pyarrow.ArrowException as error:
-        raise TuluLiteError(
-            f"{path} is not a parquet file that can be read: {str(error).splitlines()[0]}"
-        ) from None
+        raise TuluLiteError(f"{path} is not a parquet file that can be read: {first_line(error)}") from None
 
 
 def read_hub(entry: DataSource) -> Iterator[tuple[int, Any]]:
@@ -192,10 +190,9 @@ def read_hub(entry: DataSource) -> Iterator[tuple[int, Any]]:
         table = datasets.load_dataset(entry.hub, entry.config, **how)
         yield from enumerate(table, start=1)
     except Exception as error:  # datasets, huggingface_hub, requests and pyarrow errors of many kinds
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise TuluLiteError(
             f"cannot load the hub data set {entry.hub} (config {entry.config}, split {entry.split}): "
-            f"{reason}",
+            f"{first_line(error)}",
             cure="check the id, `config`, `split` and the network; or download the file and name it with "
             "`path:`",
         ) from None

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import TuluLiteError
+from ..errors import TuluLiteError, first_line
 
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
@@ -43,9 +43,8 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
     try:
         return _tokenizer_class(model).from_pretrained(model, revision=revision)
     except Exception as error:  # OSError, ValueError, KeyError and hub errors, by the kind of fault
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise TuluLiteError(
-            f"cannot load a tokenizer from {model}: {reason}",
+            f"cannot load a tokenizer from {model}: {first_line(error)}",
             cure="`model` is a folder in Hugging Face format (with tokenizer.json) or a hub id; without "
             "network, download it first and name the folder",
         ) from None

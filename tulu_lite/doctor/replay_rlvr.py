@@ -55,8 +55,7 @@ def replay_rlvr(
     say(f"loading {found.started_from}; {found.again} steps are done again before step {number}")
     with tempfile.TemporaryDirectory(prefix="tulu-lite-replay-") as scratch:
         shown = scratch_step(step, Path(scratch), start)
-        recorded = _shown_records(folder, Path(scratch) / "rollouts", step.stage.steps)  # type: ignore[union-attr]
-        ctx = replay_context(recipe, steps, shown, found, {"replay": str(recorded)})
+        ctx = replay_context(recipe, steps, shown, found, {"replay": str(folder)})
         ctx.metrics = Recorder(ctx.dir / "metrics.jsonl", number, found, say)
         with contextlib.redirect_stdout(io.StringIO()):  # what the stage says was said when it ran
             _train(ctx, number, found, names)
@@ -96,19 +95,6 @@ def _start_of(steps: dict[str, Step], step: Step, number: int, start: Path | Non
     before = steps[step.extends]
     found = start_of(step, number, last_save(before, step))
     return replace(found, started_from=f"{found.started_from} of {before.id}")
-
-
-def _shown_records(folder: Path, target: Path, last: int) -> Path:
-    """Links to the run's records, with empty files for steps that are not kept: a stage that trains on records wants
-    those of all its steps, and this one reads only what _check_recorded has found."""
-    target.mkdir()
-    kept = parts_of(folder)
-    for path in (path for paths in kept.values() for path in paths):
-        (target / path.name).symlink_to(path.resolve())
-    for number in range(1, last + 1):
-        if number not in kept:
-            (target / f"step-{number:06d}.jsonl").touch()
-    return target
 
 
 def _check_exists(steps: dict[str, Step], step: Step, folder: Path, number: int) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import TuluLiteError
+from ..errors import TuluLiteError, first_line
 from ..recipe import Recipe
 
 
@@ -49,6 +49,6 @@ def model_config(recipe: Recipe) -> dict[str, Any]:
 
 def _not_from_hub(model: str, error: Exception) -> TuluLiteError:
     return TuluLiteError(
-        f"cannot download the model {model} from the hub: {str(error).splitlines()[0]}",
+        f"cannot download the model {model} from the hub: {first_line(error)}",
         cure="check the id, your network and access token; or download it elsewhere and set `model` to the folder",
     )

@@ -20,9 +20,12 @@ from .steps import Step
 
 GRACE_S = 15.0  # between asking a step's processes to end and ending them
 
+# How accelerate launch, which itself ends with 1, tells the end of a stage: that of one process, or the first of several.
 LAUNCHER_SAYS = re.compile(
-    r"died with <Signals\.SIG\w+: (\d+)>"
-)  # accelerate launch, of a stage that was killed
+    r"died with <Signals\.SIG\w+: (?P<signal>\d+)>|returned non-zero exit status (?P<status>\d+)"
+    r"|Root Cause.*?exitcode +: (?P<first>-?\d+)",
+    re.DOTALL,
+)
 
 
 class StepFailed(TuluLiteError):
@@ -73,14 +76,12 @@ def explain(step: Step, code: int) -> StepFailed:
         return StepFailed(
             f"step {step.id} failed: {told['what']}", told["why"], _with_log(told["cure"], step)
         )
-    lines = tail(step.log, 60)
-    killed = LAUNCHER_SAYS.search("\n".join(lines[-3:])) if code > 0 else None
-    number = int(killed[1]) if killed else -code
-    if killed:  # the launcher's own traceback would push the step's last words out of sight
-        lines = lines[: max((i for i, line in enumerate(lines) if line.startswith("Traceback")), default=0)]
+    lines = tail(step.log, 200)
+    if step.trains and code > 0:
+        code, lines = _behind_launcher(code, lines)
     how = (
-        f"was killed by signal {number} ({signal.Signals(number).name})"
-        if number > 0
+        f"was killed by signal {-code} ({signal.Signals(-code).name})"
+        if code < 0
         else f"ended with exit code {code}"
     )
     last = "\n".join(f"      {line}" for line in lines[-12:])
@@ -92,6 +93,17 @@ def explain(step: Step, code: int) -> StepFailed:
             step,
         ),
     )
+
+
+def _behind_launcher(code: int, lines: list[str]) -> tuple[int, list[str]]:
+    """The stage's own code (below 0: the signal that killed it), and the log without the launcher's own traceback, which
+    would push the stage's last words out of sight. Both as they are where the launcher says nothing of the stage."""
+    # "$ ": the command of this try; what comes before is of an earlier one
+    start = max((i for i, line in enumerate(lines) if line.startswith(("Traceback", "$ "))), default=0)
+    said = LAUNCHER_SAYS.search("\n".join(lines[start:]))
+    if said is None:
+        return code, lines
+    return (-int(said["signal"]) if said["signal"] else int(said["status"] or said["first"])), lines[:start]
 
 
 def several_failed(failures: Sequence[StepFailed], together: int) -> StepFailed:

@@ -10,7 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from ..files import atomic_file, write_atomic, write_json
+from ..files import atomic_file, json_lines, write_atomic, write_json
 from ..recipe import BASE, AnyStage, Recipe
 from ..statistics import Estimate, difference, seeds_mean
 from ..watching.report import watched_markdown, write_curves
@@ -73,8 +73,7 @@ def _seeds(stage: AnyStage, steps: list[Step]) -> dict[str, list[str]]:
 def _marks(step: Step) -> dict[str, float]:
     """Full marks (1) or not (0) of the greedy response, by prompt id. A response without a score is left out."""
     marks = {}
-    for line in (step.folder / step.outcome["rows"]).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in json_lines((step.folder / step.outcome["rows"]).read_bytes()):
         if row["kind"] == "greedy" and row["verdict"] and row["verdict"]["score"] is not None:
             marks[row["prompt_id"]] = float(row["verdict"]["score"] >= 1)
     return marks

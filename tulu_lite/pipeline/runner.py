@@ -35,8 +35,11 @@ from .steps import Step, model_path
 POLL_S = 0.25  # between looks at the processes that run
 
 
-class Interrupted(Exception):
-    """The user (SIGINT) or the system (SIGTERM) asked the run to stop."""
+class Interrupted(BaseException):
+    """The user (SIGINT) or the system (SIGTERM) asked the run to stop.
+
+    No Exception, as KeyboardInterrupt is none: it may come while a library's error of any kind is being caught.
+    """
 
 
 def run(recipe: Recipe, display: Display) -> list[Step]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ..errors import TuluLiteError
+from ..errors import TuluLiteError, first_line
 from ..files import write_atomic
 from .recipe import Recipe
 from .runs import runs_of
@@ -47,7 +47,7 @@ def read_recorded(output: Path) -> dict[str, list[Extension]]:
         return {}
     except (OSError, yaml.YAMLError, ValidationError, AttributeError, TypeError, UnicodeDecodeError) as error:
         raise TuluLiteError(
-            f"cannot read {file}: {str(error).splitlines()[0]}",
+            f"cannot read {file}: {first_line(error)}",
             "it holds what `tulu-lite extend` recorded, as {stage: [{run: seed-2, steps: 200}]}",
             "mend or delete it; without it no run goes on beyond its stage's steps",
         ) from None

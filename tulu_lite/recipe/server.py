@@ -60,9 +60,11 @@ class ServerSettings(Settings):
     reach the servers through it; without it they must be on this machine."""
     max_loras: int | None = Field(None, ge=0, le=256)
     """LoRA adapters that the responses of one batch may have. By default one more than the seeds of the recipe's rlvr
-    stages that train LoRA, or 0 where none does. 0: adapters are merged into the weights before they are pushed."""
+    stages that train LoRA of rank 512 at most, or 0 where none does. 0: adapters are merged into the weights before they
+    are pushed."""
     max_lora_rank: int | None = Field(None, ge=1, le=512)
-    """The largest rank of an adapter. By default the largest that an rlvr stage of the recipe trains."""
+    """The largest rank of an adapter. By default the largest that an rlvr stage of the recipe trains, up to 512. Adapters
+    above it are merged into the weights."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `vllm serve`, by name (`enable_prefix_caching: false`); they win over ours."""
     threads: int = Field(1, ge=1)

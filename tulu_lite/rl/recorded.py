@@ -18,7 +18,7 @@ from typing import Any
 from verifiers import Verdict
 
 from ..errors import TuluLiteError
-from ..files import write_atomic
+from ..files import json_lines, write_atomic
 from ..judging import response_row
 from ..records import Prompt, Rollout, RolloutGroup
 from .collect import Collected
@@ -100,7 +100,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for part in parts or [path]:
         try:
             data = gzip.decompress(part.read_bytes()) if part.suffix == ".gz" else part.read_bytes()
-            rows += [json.loads(line) for line in data.decode("utf-8", "surrogatepass").splitlines()]
+            rows += json_lines(data)
         except (OSError, ValueError, EOFError) as error:
             raise TuluLiteError(f"{part} holds no rollouts that can be read: {error}") from None
     return rows

@@ -212,8 +212,11 @@ def arguments(spec: dict[str, Any], on_cpu: bool) -> list[str]:
 
 
 def _room_for(rank: int) -> int:
-    """The least rank that vLLM has room for and an adapter of `rank` fits.  [vLLM 0.32: config/lora.py]"""
-    return next(room for room in RANKS if room >= rank)
+    """The least rank that vLLM has room for and an adapter of `rank` fits.  [vLLM 0.32: config/lora.py]
+
+    Above them all `rank` itself: vLLM then refuses it by name.
+    """
+    return next((room for room in RANKS if room >= rank), rank)
 
 
 def _has_tokenizer(spec: dict[str, Any]) -> bool:

@@ -106,9 +106,8 @@ def _write(path: Any, kinds: Iterable[tuple[str, Sequence[RolloutGroup]]]) -> No
         for kind, groups in kinds:
             for group in groups:
                 for rollout in group.rollouts:
-                    file.write(
-                        (json.dumps(response_row(group, rollout, kind), ensure_ascii=False) + "\n").encode()
-                    )
+                    row = json.dumps(response_row(group, rollout, kind), ensure_ascii=False)
+                    file.write((row + "\n").encode("utf-8", "surrogatepass"))
 
 
 if __name__ == "__main__":

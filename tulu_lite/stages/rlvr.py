@@ -55,6 +55,8 @@ def main() -> None:
         ):
             trainer = Trainer(ctx, sampler, judge)
             try:
+                if trainer.recording is not None:
+                    trainer.recording.check(trainer.steps)
                 trainer.train()
             finally:
                 trainer.close()
@@ -98,8 +100,6 @@ class Trainer:
 
     def train(self) -> None:
         stage = self.stage
-        if self.recording is not None:
-            self.recording.check(self.steps)
         self._resume()
         self.began = time.perf_counter()
         for step in range(self.state["step"] + 1, self.steps + 1):

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 import random
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import DistributedType
+from torch.distributed import distributed_c10d
 
 from ..errors import TuluLiteError
 from ..recipe.training import AccelerateSettings
 
 ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
+
+# How long a process waits for the others in a collective. They wait there for whatever one of them does alone: a whole
+# validation, a server that is restarted again and again, a lease of the server (1 h), rows that another run tokenizes
+# (4 h). Each has a deadline of its own, which tells what went wrong; this one only says that somebody did not come, so
+# it lies above them all. A process that died is noticed by the launcher, which ends the others.
+COLLECTIVE_WAIT = timedelta(hours=12)
 
 
 def make_accelerator(settings: AccelerateSettings, seed: int) -> Accelerator:
@@ -36,8 +44,9 @@ def make_accelerator(settings: AccelerateSettings, seed: int) -> Accelerator:
     if not on_cpu:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     elif _on_one_machine() and Path("/sys/class/net/lo").exists():
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the processes listen to each other alone
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # for tensors; the launcher's store listens on all
     precision = settings.mixed_precision
+    _wait_long_in_further_groups()
     try:
         accelerator = Accelerator(
             cpu=on_cpu,
@@ -46,7 +55,8 @@ def make_accelerator(settings: AccelerateSettings, seed: int) -> Accelerator:
             step_scheduler_with_optimizer=False,
             # buffers are the same everywhere; sending them in every forward pass would be waste
             kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=COLLECTIVE_WAIT),
             ],
         )
     except ValueError as error:
@@ -63,6 +73,13 @@ def make_accelerator(settings: AccelerateSettings, seed: int) -> Accelerator:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     return accelerator
+
+
+def _wait_long_in_further_groups() -> None:
+    """Groups that engines make beside the first (DeepSpeed's own copy of it, a mesh's) do not inherit its timeout: they
+    take torch's defaults (10 min with NCCL, 30 with gloo), which nothing else can set."""
+    distributed_c10d.default_pg_timeout = COLLECTIVE_WAIT
+    distributed_c10d.default_pg_nccl_timeout = COLLECTIVE_WAIT
 
 
 def _on_one_machine() -> bool:

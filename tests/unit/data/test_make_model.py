@@ -15,7 +15,9 @@ SCRIPT = Path(__file__).parents[3] / "data" / "make_model.py"
 
 def make(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     rows = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}."} for i in range(50)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows.append({"question": "one\u2028line\x85", "answer": "of JSON"})
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
     command = [
         sys.executable,
         str(SCRIPT),

@@ -61,6 +61,18 @@ def test_render_round_trip(value: str, literal: str) -> None:
     assert render(escaped + "{v}" + escaped, {"v": value}) == literal + value + literal
 
 
+def test_a_parquet_error_without_a_word_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    def fail(_: Path) -> None:
+        raise pyarrow.ArrowInvalid
+
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", fail)
+    with pytest.raises(TuluLiteError, match="not a parquet file that can be read: ArrowInvalid"):
+        load_rows([DataSource(path=str(tmp_path / "a.parquet"))], seed=0)
+
+
 def test_formats_give_the_same_rows(write: Write, tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sqlite3
 import subprocess
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tulu_lite.errors import TuluLiteError
-from tulu_lite.files import atomic_file, explain_os_error, read_json, write_atomic, write_json
+from tulu_lite.files import atomic_file, explain_os_error, json_lines, read_json, write_atomic, write_json
 from tulu_lite.pipeline.ledger import Ledger
 from tulu_lite.pipeline.lock import exclusive
 from tulu_lite.pipeline.signs import killed, this_process
@@ -154,3 +157,10 @@ def test_several_processes_write_at_once(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     assert [writer.wait(max(1, deadline - time.monotonic())) for writer in writers] == [0, 0, 0]
     assert all(len(Ledger(tmp_path).checkpoints(str(i))) == 20 for i in range(3))
+
+
+@given(st.lists(st.text(st.characters(), max_size=30), max_size=5))
+@example(["\u2028 \u2029 \x85 \x0b \x0c \x1c \x1e \r\n", "\ud800 alone"])
+def test_any_text_in_json_lines_comes_back(texts: list[str]) -> None:
+    written = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    assert json_lines(written.encode("utf-8", "surrogatepass")) == [{"text": text} for text in texts]

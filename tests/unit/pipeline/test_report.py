@@ -97,6 +97,22 @@ def test_rows_in_order_with_the_chosen_seed_and_the_mean(recipe: Recipe, steps: 
     assert rows["rl/seed-1"].by_source == {"add": 0.5, "sub": 0.5}
 
 
+def test_a_response_may_hold_any_line_separator(recipe: Recipe, steps: dict[str, Step]) -> None:
+    finish(steps)
+    rows = steps["test/base"].folder / "responses.jsonl"
+    told = {
+        "kind": "greedy",
+        "prompt_id": "a1",
+        "verdict": {"score": 1.0},
+        "response": "\u2028 \u2029 \x85 \ud800",
+    }
+    line = json.dumps(told, ensure_ascii=False) + "\n"  # as an evaluate stage writes it
+    rows.write_bytes(rows.read_bytes() + line.encode("utf-8", "surrogatepass"))
+    gain = by_model(recipe, steps)["rl/seed-1"].gain
+    assert gain is not None
+    assert gain.value == 0.0  # the later line of a1 counts
+
+
 def test_gains_are_paired_by_prompt_over_the_nearest_evaluated_model(
     recipe: Recipe, steps: dict[str, Step]
 ) -> None:

@@ -24,7 +24,7 @@ from tulu_lite.pipeline import processes, runner
 from tulu_lite.pipeline.command import launch_arguments, shown, step_command
 from tulu_lite.pipeline.ledger import Ledger
 from tulu_lite.pipeline.plan import PlannedStep
-from tulu_lite.pipeline.processes import StepFailed, explain, tail
+from tulu_lite.pipeline.processes import StepFailed, StepProcess, explain, tail
 from tulu_lite.pipeline.protocol import RUN_VARIABLE, SERVER_VARIABLE, SHARED_VARIABLE
 from tulu_lite.pipeline.runner import Interrupted, Runner, together
 from tulu_lite.pipeline.show import Display
@@ -152,6 +152,48 @@ def test_a_kill_behind_the_launcher_is_named_and_its_traceback_left_out(recipe: 
     failure = explain(sft, launched.returncode)
     assert failure.what == "step sft failed: its process was killed by signal 9 (SIGKILL)"
     assert failure.why.splitlines()[1:] == ["      12/40 steps, loss 0.5"]
+
+
+FAILS = "import sys; print('12/40 steps', flush=True); sys.exit(7)"
+KILLED = "import os; print('12/40 steps', flush=True); os.kill(os.getpid(), 9)"
+
+
+@pytest.mark.parametrize(
+    ("program", "said", "processes"),
+    [(FAILS, "ended with exit code 7", 1), (FAILS, "ended with exit code 7", 2), (KILLED, "signal 9", 2)],
+)
+def test_a_stages_last_words_are_shown_not_its_launchers(
+    recipe: Recipe, tmp_path: Path, program: str, said: str, processes: int
+) -> None:
+    sft = step(recipe, 0, "sft")
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    settings = AccelerateSettings(device="cpu", num_processes=processes)
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    process = StepProcess(
+        sft, [*launch, *launch_arguments(settings, alone=False), str(script)], dict(os.environ)
+    )
+    failure = explain(sft, process.process.wait(timeout=120))
+    assert said in failure.what
+    assert "12/40 steps" in failure.why
+    assert "Traceback" not in failure.why
+
+
+def test_what_an_earlier_launcher_said_is_not_taken_for_this_ones(recipe: Recipe) -> None:
+    sft = step(recipe, 0, "sft")
+    sft.folder.mkdir(parents=True)
+    earlier = "Traceback (most recent call last):\nCommand 'a' returned non-zero exit status 3.\n"
+    sft.log.write_text(earlier + "\n$ accelerate launch\nusage: accelerate\n")
+    assert explain(sft, 2).what.endswith("exit code 2")
+
+
+def test_a_failed_command_of_a_stage_without_a_launcher_is_its_own(recipe: Recipe) -> None:
+    test = step(recipe, 3, "test")
+    test.folder.mkdir(parents=True)
+    test.log.write_text("Traceback (most recent call last):\nCommand 'a' returned non-zero exit status 3.\n")
+    failure = explain(test, 1)
+    assert failure.what.endswith("exit code 1")
+    assert "Command 'a'" in failure.why
 
 
 def test_a_port_in_use_is_told_before_the_first_step_runs(

@@ -7,6 +7,8 @@ import yaml
 
 from tulu_lite.recipe import identity, load_recipe, serving
 from tulu_lite.recipe.load import RecipeError
+from tulu_lite.rollout.adapters import can_serve
+from tulu_lite.rollout.state import ServerState
 
 SAMPLING = {"temperature": 1.0, "max_tokens": 40}
 RLVR = {
@@ -69,6 +71,17 @@ def test_the_server_gets_room_for_the_adapters_of_all_seeds(recipe):
     assert off.max_loras == 0
     set_by_hand = serving(recipe(adapted, server={"max_loras": 2, "max_lora_rank": 64}))
     assert (set_by_hand.max_loras, set_by_hand.max_lora_rank) == (2, 64)
+
+
+def test_the_server_gets_no_room_for_adapters_larger_than_it_takes(recipe):
+    large = {**RLVR, "lora": {"rank": 513}}
+    assert (serving(recipe(large)).max_loras, serving(recipe(large)).max_lora_rank) == (0, 16)
+    small = {**RLVR, "name": "more", "seeds": [1], "lora": {"rank": 512}}
+    both = serving(recipe(large, small))
+    assert (both.max_loras, both.max_lora_rank) == (2, 512)
+    state = ServerState("ready", max_loras=both.max_loras, max_lora_rank=both.max_lora_rank)
+    assert (can_serve(state, 512), can_serve(state, 513)) == (True, False)  # the larger are merged
+    assert serving(recipe(large, server={"max_loras": 2})).max_lora_rank == 16
 
 
 @pytest.mark.parametrize(

@@ -244,3 +244,14 @@ def test_a_sweep_that_is_none_is_told_so(tmp_path: Path, sweep: str) -> None:
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(TuluLiteError, match=f"is a folder, not a recipe.*{tmp_path}/recipe.yaml"):
         load_recipe(tmp_path)
+
+
+def test_a_record_that_cannot_be_read_for_no_given_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise OSError
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(TuluLiteError, match=r"extend\.yaml: OSError"):
+        read_recorded(tmp_path)

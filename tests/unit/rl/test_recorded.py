@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tulu_lite.errors import TuluLiteError
 from tulu_lite.records import Prompt, Rollout, RolloutGroup
@@ -41,6 +44,16 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     )
     assert first["weight_versions"] == [[4, 2], [5, 1]]
     assert "„ja“" in path.read_text("utf-8", "surrogatepass")
+
+
+@given(st.text(st.characters(), max_size=20))
+@example("\u2028 \u2029 \x85 \x0b \x0c \x1c \x1e \r\n \ud800")
+def test_any_response_comes_back(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        log = RolloutLog(Path(folder), keep_mb=10)
+        log.put(1, rollout_rows({0: group(0, text)}))
+        log.close()
+        assert read_rollouts(Path(folder) / "step-000001.jsonl") == [group(0, text)]
 
 
 def test_large_ones_are_packed_and_replace_what_an_earlier_try_left(tmp_path: Path) -> None:

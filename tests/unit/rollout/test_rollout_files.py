@@ -253,6 +253,14 @@ def test_engine_args_win_and_the_key_guards_every_route(tmp_path):
     assert keyed["--middleware"] == "tulu_lite.rollout.guard.Guard"
 
 
+@pytest.mark.parametrize(("rank", "room"), [(1, "1"), (24, "32"), (512, "512"), (513, "513")])
+def test_adapters_get_the_least_room_that_vllm_has(tmp_path, rank, room):
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 512}')
+    described = spec(tmp_path, max_loras=1)
+    described["settings"]["max_lora_rank"] = rank
+    assert options(arguments(described, on_cpu=True))["--max-lora-rank"] == room
+
+
 def test_settings_refuse_an_open_host_and_our_own_arguments():
     with pytest.raises(ValidationError, match="can be reached from other machines"):
         ServerSettings(host="0.0.0.0")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from tulu_lite.files import json_lines
 from tulu_lite.records import Prompt, Rollout, RolloutGroup
-from tulu_lite.stages.evaluate import response_row, summarise
+from tulu_lite.stages.evaluate import _write, response_row, summarise
 from verifiers.base import error, scored
 
 
@@ -94,3 +99,14 @@ def test_a_response_as_a_row() -> None:
     )
     assert row["prompt"] == "user 3"
     assert row["verdict"]["score"] == 1.0
+
+
+@given(st.text(st.characters(), max_size=20))
+@example("\u2028 \u2029 \x85 \x0b \x0c \x1c \x1e \r\n \ud800")
+def test_any_response_comes_back(text: str) -> None:
+    prompt = Prompt(id="1", text="", token_ids=(1,), source="add", user=text, reference="3")
+    rollout = Rollout((5,), (-1.0,), (0,), "stop", text, scored(1.0))
+    with tempfile.TemporaryDirectory() as folder:
+        _write(Path(folder) / "rows.jsonl", [("greedy", [RolloutGroup(prompt, (rollout, rollout))])])
+        rows = json_lines((Path(folder) / "rows.jsonl").read_bytes())
+    assert [(row["prompt"], row["response"]) for row in rows] == [(text, text)] * 2

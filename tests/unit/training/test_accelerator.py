@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+import torch.distributed as dist
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from tulu_lite.errors import TuluLiteError
 from tulu_lite.recipe.training import AccelerateSettings
-from tulu_lite.training.accelerator import make_accelerator
+from tulu_lite.training import accelerator as module
+from tulu_lite.training.accelerator import COLLECTIVE_WAIT, make_accelerator
 
 CPU = AccelerateSettings(device="cpu", threads=1)
 
@@ -60,3 +64,27 @@ def test_processes_that_were_never_started() -> None:
 def test_a_gpu_that_is_not_there() -> None:
     with pytest.raises(TuluLiteError, match="torch sees no GPU"):
         make_accelerator(CPU.model_copy(update={"device": "cuda"}), 0)
+
+
+def test_processes_wait_long_for_what_one_of_them_does_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, accelerator: Accelerator
+) -> None:
+    given: dict[str, Any] = {}
+
+    def make(**named: Any) -> Accelerator:
+        given.update(named)
+        return accelerator
+
+    monkeypatch.setattr(module, "Accelerator", make)
+    make_accelerator(CPU, 0)
+    (handler,) = [one for one in given["kwargs_handlers"] if isinstance(one, InitProcessGroupKwargs)]
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group(
+        "gloo", store=store, rank=0, world_size=1, **handler.to_kwargs()
+    )  # as accelerate does
+    try:
+        for group in (dist.group.WORLD, dist.new_group([0])):  # an engine makes some of the second kind
+            assert group._get_backend(torch.device("cpu")).options._timeout == COLLECTIVE_WAIT
+    finally:
+        dist.destroy_process_group()
+    assert dist.distributed_c10d._get_default_timeout("nccl") == COLLECTIVE_WAIT
