@@ -18,6 +18,18 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PREFIX = "tulu-lite-"  # of every private folder we make
 OWNER_FILE = "owner.json"
+SHARED_MEMORY = Path("/dev/shm")
+LIBRARY_FILES = (  # what libraries call the shared memory that they make, always at the top of SHARED_MEMORY
+    "psm_",  # Python's multiprocessing.shared_memory, and so vLLM's queues between its processes
+    "sem.",  # POSIX semaphores
+    "torch_",  # torch.multiprocessing
+    "VLLM_OBJECT_STORAGE_SHM_BUFFER",  # vLLM 0.32: envs.py, v1/kv_offload/cpu and distributed/ec_transfer
+    "vllm_offload_",
+    "vllm_ec_",
+    "nccl-",
+    "cuda.shm.",
+    "__KMP_REGISTERED_LIB_",  # OpenMP
+)
 
 
 def _prctl(option: int, argument: int) -> None:
@@ -87,7 +99,7 @@ def group_members(group: int) -> list[int]:
 
 
 def shared_memory_of(pids: list[int]) -> set[Path]:
-    """Files under /dev/shm that the processes have open or mapped (what they leak when killed)."""
+    """Files under /dev/shm that the processes have open or mapped."""
     found = set()
     for pid in pids:
         for path in _open_files(pid):
@@ -113,7 +125,8 @@ def _open_files(pid: int) -> Iterator[str]:
 def end_group(group: int, grace_s: float) -> None:
     """End every process of a group, ours excepted: SIGTERM, then SIGKILL after `grace_s`; 0 kills at once.
 
-    Shared memory that only they had open is removed: a killed process cannot do it.
+    What libraries made in shared memory and only they had open is removed: a killed process cannot do it. Other files
+    there are somebody's own: a model that was put there, a log, pushed weights that the next engine reads.
     """
     leaks: set[Path] = set()
     if grace_s > 0:
@@ -128,14 +141,16 @@ def end_group(group: int, grace_s: float) -> None:
         reap()
         time.sleep(0.02)
     reap()
+    leaks = {path for path in leaks if is_librarys(path)}
+    if leaks:  # whoever has them open now is of another group
+        leaks -= shared_memory_of([int(name) for name in os.listdir("/proc") if name.isdigit()])
     for path in leaks:
-        if not is_ours(path):  # pushed weights and adapters outlive an engine that has just read them
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file lies in a private folder of ours, at any depth."""
-    return any(part.startswith(PREFIX) for part in path.parent.parts)
+def is_librarys(path: Path) -> bool:
+    """Whether a file is shared memory that a library made for itself, by its place and name."""
+    return path.parent == SHARED_MEMORY and path.name.startswith(LIBRARY_FILES)
 
 
 def _signal_each(pids: list[int], number: signal.Signals) -> None:

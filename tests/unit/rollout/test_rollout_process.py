@@ -7,8 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+import pytest
 
 from tulu_lite.files import write_json
 from tulu_lite.rollout.process import (
@@ -16,6 +19,7 @@ from tulu_lite.rollout.process import (
     end_group,
     group_members,
     is_alive,
+    is_librarys,
     private_folder,
     shared_memory_of,
     start_time,
@@ -58,7 +62,7 @@ def test_child_whose_parent_is_gone_already_ends_at_once():
 
 
 def test_end_group_kills_what_ignores_sigterm_and_removes_its_shared_memory():
-    name = Path(f"/dev/shm/test-{os.getpid()}")
+    name = Path(f"/dev/shm/psm_test_{os.getpid()}")
     code = (
         "import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         f"f = open({str(name)!r}, 'w+')\n"
@@ -74,6 +78,47 @@ def test_end_group_kills_what_ignores_sigterm_and_removes_its_shared_memory():
     assert leader.returncode == -signal.SIGKILL
     assert not group_members(leader.pid)
     assert not name.exists()
+
+
+def test_end_group_leaves_the_users_own_files_in_shared_memory():
+    """A model that was put there, a log at its top, and what a process of another group has open."""
+    folder = Path(tempfile.mkdtemp(prefix="run-", dir="/dev/shm"))
+    model, log = folder / "psm_model.safetensors", Path(f"/dev/shm/log-{os.getpid()}.txt")
+    shared = Path(f"/dev/shm/psm_test_shared_{os.getpid()}")
+    for file in (model, log, shared):
+        file.write_bytes(b"x" * 10)
+    code = (
+        f"import time\nfiles = [open(name) for name in {[str(model), str(log), str(shared)]!r}]\n"
+        "print('up', flush=True)\ntime.sleep(60)"
+    )
+    leader = python(code, start_new_session=True, stdout=subprocess.PIPE)
+    try:
+        assert leader.stdout.readline() == b"up\n"
+        with shared.open():
+            end_group(leader.pid, grace_s=0)
+        leader.wait(5)
+        assert model.exists()
+        assert log.exists()
+        assert shared.exists()
+    finally:
+        shutil.rmtree(folder)
+        for file in (log, shared):
+            file.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "librarys"),
+    [
+        ("/dev/shm/psm_1a2b3c4d", True),
+        ("/dev/shm/VLLM_OBJECT_STORAGE_SHM_BUFFER_ab12", True),
+        ("/dev/shm/vllm_offload_0.mmap", True),
+        ("/dev/shm/model.safetensors", False),
+        ("/dev/shm/run/psm_1a2b3c4d", False),
+        ("/tmp/psm_1a2b3c4d", False),
+    ],
+)
+def test_which_shared_memory_is_a_librarys(path, librarys):
+    assert is_librarys(Path(path)) is librarys
 
 
 def test_end_group_leaves_pushed_files_that_were_being_read():
