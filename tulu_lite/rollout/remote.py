@@ -95,6 +95,12 @@ class RemoteServer:
     # The watching thread
 
     def _watch(self) -> None:
+        try:
+            self._look_on()
+        except Exception as error:  # nobody would learn of it: this thread is all that tells
+            self._set("failed", reason=f"watching the server at {self.url} failed: {error!r}")
+
+    def _look_on(self) -> None:
         failed = FAILED_LOOKS  # it must prove itself first
         while not self._stop.is_set():
             self._told.settle()
