@@ -18,6 +18,7 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PREFIX = "tulu-lite-"  # of every private folder we make
 OWNER_FILE = "owner.json"
+UNPLACED_S = 86_400.0  # how long an owner that does not say where its pid counts is taken for alive
 SHARED_MEMORY = Path("/dev/shm")
 LIBRARY_FILES = (  # what libraries call the shared memory that they make, always at the top of SHARED_MEMORY
     "psm_",  # Python's multiprocessing.shared_memory, and so vLLM's queues between its processes
@@ -77,6 +78,14 @@ def start_time(pid: int) -> int | None:
 def boot_id() -> str:
     """Names this machine since it was started; the same in all its containers."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def pid_namespace() -> str:
+    """Names the container, or whatever else gives out pids of its own; "" where that cannot be told."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def is_alive(pid: int, started: int | None = None) -> bool:
@@ -190,19 +199,35 @@ def private_folder(parent: Path, *, sweep: bool = True) -> Path:
     if sweep:
         sweep_folders(parent)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-    write_json(folder / OWNER_FILE, {"pid": os.getpid(), "started": start_time(os.getpid())})
+    owner = {"pid": os.getpid(), "started": start_time(os.getpid())}
+    write_json(folder / OWNER_FILE, owner | _here())
     return folder
 
 
+def _here() -> dict[str, str]:
+    """Where our pids count."""
+    return {"boot": boot_id(), "pid_namespace": pid_namespace()}
+
+
 def sweep_folders(parent: Path) -> list[Path]:
-    """Remove private folders of ours whose owner is dead; returns what was removed."""
+    """Remove private folders of ours whose owner is dead; returns what was removed.
+
+    Several containers or machines may share `parent`, and a pid says nothing outside its own: what an owner elsewhere
+    left stays. An owner of an earlier version does not say where it was: its folder goes when, besides, nothing was
+    made in it for a day.
+    """
     removed = []
     for folder in parent.glob(f"{PREFIX}*"):
         try:
-            if folder.stat().st_uid != os.getuid():
+            about = folder.stat()
+            if about.st_uid != os.getuid():
                 continue
             owner = json.loads((folder / OWNER_FILE).read_text())
-            if is_alive(int(owner["pid"]), owner["started"]):
+            if "boot" in owner:
+                elsewhere = {name: owner.get(name) for name in _here()} != _here()
+            else:
+                elsewhere = time.time() - about.st_mtime < UNPLACED_S
+            if elsewhere or is_alive(int(owner["pid"]), owner["started"]):
                 continue
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not one of ours, or being made this very moment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,10 +17,12 @@ import pytest
 from tulu_lite.files import write_json
 from tulu_lite.rollout.process import (
     PREFIX,
+    boot_id,
     end_group,
     group_members,
     is_alive,
     is_librarys,
+    pid_namespace,
     private_folder,
     shared_memory_of,
     start_time,
@@ -143,24 +146,46 @@ def test_sweep_takes_folders_of_dead_owners_only(tmp_path):
     mine = private_folder(tmp_path)
     dead = subprocess.Popen(["true"])
     dead.wait()
+    here = {"boot": boot_id(), "pid_namespace": pid_namespace()}
+    gone = {"pid": dead.pid, "started": 5}
     folders = {}
     for name, owner in {
-        "dead": {"pid": dead.pid, "started": 5},
-        "reused": {"pid": os.getpid(), "started": 5},  # our pid, another process's start time
-        "alive": {"pid": os.getpid(), "started": start_time(os.getpid())},
+        "dead": gone | here,
+        "reused": {"pid": os.getpid(), "started": 5} | here,  # our pid, another process's start time
+        "alive": {"pid": os.getpid(), "started": start_time(os.getpid())} | here,
+        "another-machine": gone | here | {"boot": "x"},
+        "another-container": gone | here | {"pid_namespace": "pid:[1]"},
+        "earlier-version": gone,
+        "earlier-version-old": gone,
+        "earlier-version-alive": {"pid": os.getpid(), "started": start_time(os.getpid())},
     }.items():
         folders[name] = tmp_path / f"{PREFIX}{name}"
         folders[name].mkdir()
         write_json(folders[name] / "owner.json", owner)
+    for name in ("earlier-version-old", "earlier-version-alive"):
+        os.utime(folders[name], (time.time() - 90_000,) * 2)
     (tmp_path / f"{PREFIX}being-made").mkdir()
     other = tmp_path / "another-program"
     other.mkdir()
-    assert sorted(sweep_folders(tmp_path)) == sorted([folders["dead"], folders["reused"]])
+    swept = {folders["dead"], folders["reused"], folders["earlier-version-old"]}
+    assert set(sweep_folders(tmp_path)) == swept
+    assert {folder for folder in folders.values() if not folder.exists()} == swept
     assert mine.exists()
-    assert folders["alive"].exists()
     assert other.exists()
     assert (tmp_path / f"{PREFIX}being-made").exists()
     assert mine.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_says_where_its_owners_pid_counts(tmp_path):
+    dead = python(
+        "from pathlib import Path\nfrom tulu_lite.rollout.process import private_folder\n"
+        f"private_folder(Path({str(tmp_path)!r}))"
+    )
+    assert dead.wait(30) == 0
+    (left,) = tmp_path.iterdir()
+    owner = json.loads((left / "owner.json").read_text())
+    assert (owner["boot"], owner["pid_namespace"]) == (boot_id(), os.readlink("/proc/self/ns/pid"))
+    assert sweep_folders(tmp_path) == [left]
 
 
 def test_zombie_is_not_alive():
