@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..errors import TuluLiteError
 from . import pushed, weights
 from .client import RolloutClient
 from .member import Member
+from .process import folder_within
 from .routes.feed import Feed
 from .state import Push, ServerState
 
@@ -100,7 +100,7 @@ def _update_from(client: RolloutClient, push: Push, reference: Any) -> None:
     assert client.folder is not None
     folder = client.folder
     # Linked at once, while the files are there, under a name that no other push takes for left over.
-    made = [Path(tempfile.mkdtemp(prefix=f"coming-{push.version}-", dir=state.push_dir))]
+    made = [folder_within(Path(state.push_dir), f"coming-{push.version}-")]
 
     def produce(feed: Feed, now: ServerState) -> Push:
         if made[0].name.startswith("coming-"):

@@ -204,6 +204,14 @@ def private_folder(parent: Path, *, sweep: bool = True) -> Path:
     return folder
 
 
+def folder_within(parent: Path, prefix: str) -> Path:
+    """A new folder in a private one, for whoever may enter that: a server that somebody else started may run as another
+    user (`remote.py`), and tempfile makes folders for this one alone."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    os.chmod(folder, parent.stat().st_mode & 0o777)
+    return folder
+
+
 def _here() -> dict[str, str]:
     """Where our pids count."""
     return {"boot": boot_id(), "pid_namespace": pid_namespace()}

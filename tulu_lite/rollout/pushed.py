@@ -7,12 +7,12 @@ in a turn, so that nobody takes another's for left over.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ServerError
+from .process import folder_within
 from .state import SPILL_FOLDER, ServerState, UpdateHeld, read_push, update_under_way
 
 TIDY_S = 5.0  # how long tidying up waits for its turn
@@ -31,7 +31,7 @@ def push_folder(state: ServerState) -> Path:
 
 def make_folders(folder: Path, version: int, state: ServerState) -> list[Path]:
     """New folders for the files of a push: in shared memory, and on the disk for what finds no room there. In a turn."""
-    target = Path(tempfile.mkdtemp(prefix=f"push-{version}-", dir=push_folder(state)))
+    target = folder_within(push_folder(state), f"push-{version}-")
     spill = folder / SPILL_FOLDER / target.name
     spill.mkdir(parents=True)
     return [target, spill]

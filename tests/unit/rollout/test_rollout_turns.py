@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tulu_lite.errors import ServerError
-from tulu_lite.rollout import everywhere, weights
+from tulu_lite.rollout import adapters, everywhere, weights
 from tulu_lite.rollout.digest import combined_digest, tensor_digest
 from tulu_lite.rollout.state import Push, ServerState, read_push, write_push
 
@@ -165,3 +165,29 @@ def test_own_files_go_after_a_fault(server: Any) -> None:
     with pytest.raises(ValueError, match="the trainer failed"):
         weights.push_weights(server, broken(), 2)
     assert sorted(server.push_dir.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("outer", "inner"), [(0o755, 0o755), (0o700, 0o700)])
+def test_another_user_reads_what_lies_in_a_folder_that_is_open_to_it(
+    server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outer: int, inner: int
+) -> None:
+    """A server of server.urls runs as whoever started it; its folder for weights is made open for that."""
+    server.push_dir.chmod(outer)
+    modes: list[int] = []
+
+    def loading() -> None:
+        modes.extend(path.stat().st_mode & 0o777 for path in server.push_dir.iterdir())
+
+    server.loading = loading
+    weights.push_weights(server, tensors(1.0), 1)
+    weights.write_files(tensors(2.0), [tmp_path])
+    digest = combined_digest({name: tensor_digest(tensor) for name, tensor in tensors(2.0)})
+    everywhere._update_from(server, Push(2, (str(tmp_path / "00000.safetensors"),), digest, "m"), None)
+
+    server.members = [server]
+    server.living = lambda: [server]
+    monkeypatch.setattr(adapters, "_check_room", lambda *_: None)
+    monkeypatch.setattr(adapters, "_load", lambda *_: loading())
+    adapters.push_adapter(server, tensors(1.0), {"r": 1}, "policy-1", 1)
+    assert len(modes) >= 4
+    assert set(modes) == {inner}
