@@ -21,6 +21,7 @@ from .generation import (
     Generation,
     PortTaken,
     StartFailed,
+    Stopping,
     check_model,
     check_port,
     shared_memory_folder,
@@ -178,6 +179,8 @@ class RolloutServer:
             generation = self._first_start()
             while generation is not None and not self._stop.wait(TICK_S):
                 generation = self._tick(generation)
+        except Stopping:
+            pass  # as when it is seen between two looks
         except TuluLiteError as error:
             self._failure = (
                 error if isinstance(error, ServerError) else ServerError(error.what, error.why, error.cure)
@@ -237,7 +240,7 @@ class RolloutServer:
         try:
             with update_under_way(self.folder, wait_s=0.0, lasts_s=8 * self.settings.control_timeout_s):
                 push = read_push(self.folder) or push
-                generation.attended(partial(self._load, generation.control, push))
+                generation.attended(partial(self._load, generation.control, push), self._stop.is_set)
         except UpdateHeld:
             return None  # look again when it has ended
         except ServerError as error:
@@ -303,11 +306,13 @@ class RolloutServer:
         self._model, self._base_version = model, version
         try:
             after = self._bring_up(first=False)
-        except TuluLiteError as error:
+        except (TuluLiteError, Stopping) as error:
             if done is not None:
-                done.set_exception(error)
+                done.set_exception(_stopped() if isinstance(error, Stopping) else error)
             raise
-        if done is not None:
+        if done is not None and after is None:
+            done.set_exception(_stopped())
+        elif done is not None:
             done.set_result(None)
         return after
 
@@ -337,7 +342,7 @@ class RolloutServer:
                     raise
         forget_sleep(self.folder)
         forget_abandoned_update(self.folder)
-        version, longest = generation.attended(partial(self._fill, generation.control))
+        version, longest = generation.attended(partial(self._fill, generation.control), self._stop.is_set)
         generation.watch(self.folder)
         self._set("ready", reason="", weight_version=version, max_model_len=longest)
         return generation
@@ -388,6 +393,10 @@ class RolloutServer:
             self._state = replace(self._state, **{**constant, "state": phase, **changes})  # type: ignore[arg-type]
             self._changed.notify_all()
             self._told.write(self._state)
+
+
+def _stopped() -> ServerError:
+    return ServerError("the rollout server was stopped by its owner before it served another model")
 
 
 def request_restart(folder: Path, generation: int, reason: str) -> None:
