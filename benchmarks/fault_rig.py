@@ -19,7 +19,7 @@ from tulu_lite.records import Prompt, RolloutGroup
 from tulu_lite.rollout.client import RolloutClient, Sampling
 from tulu_lite.rollout.control import Control
 from tulu_lite.rollout.member import Member
-from tulu_lite.rollout.process import group_members, is_alive, is_ours, shared_memory_of
+from tulu_lite.rollout.process import PREFIX, group_members, is_alive, shared_memory_of
 from tulu_lite.rollout.server import RolloutServer
 from tulu_lite.rollout.state import ServerState
 
@@ -273,9 +273,14 @@ class Belongings:
             "orphans": [str(pid) for pid in self.pids if pid not in now.pids and is_alive(pid)],
             "leaks": [
                 str(path) for path in (kept | {f for f in self.folders - now.folders if f.exists()})
-                if not is_ours(path)
+                if not in_private_folder(path)
             ],
         }  # fmt: skip
+
+
+def in_private_folder(path: Path) -> bool:
+    """Whether a file is pushed weights or an adapter: they outlive a server that has read them."""
+    return any(part.startswith(PREFIX) for part in path.parent.parts)
 
 
 def descriptors() -> int:

@@ -16,6 +16,12 @@ _OURS = {
     "model", "host", "port", "api_key", "dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization",
     "tensor_parallel_size", "worker_extension_cls", "enable_lora", "max_loras", "max_lora_rank", "enable_sleep_mode", "weight_transfer_config", "logprobs_mode", "served_model_name",
 }  # fmt: skip
+# Those that open the server to whoever has no key, or take it away from the address, protocol or paths where its client
+# and the canary ask.  [vLLM 0.32: entrypoints/launchers/cli_args.py]
+_DOORS = {
+    "middleware", "uds", "root_path", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers",
+    "enable_ssl_refresh", "grpc", "grpc_port", "headless", "config",
+}  # fmt: skip
 
 
 class ServerSettings(Settings):
@@ -66,7 +72,9 @@ class ServerSettings(Settings):
     """The largest rank of an adapter. By default the largest that an rlvr stage of the recipe trains, up to 512. Adapters
     above it are merged into the weights."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of `vllm serve`, by name (`enable_prefix_caching: false`); they win over ours."""
+    """Further arguments of `vllm serve`, by name (`enable_prefix_caching: false`); they win over ours. Refused
+    are those that a field here sets, and those that decide who reaches the server and how (`middleware`, `uds`, `ssl_*`,
+    `root_path`)."""
     threads: int = Field(1, ge=1)
     """OMP_NUM_THREADS of the engine on the CPU."""
     weight_update: Literal["wait", "keep", "abort"] = "wait"
@@ -112,7 +120,13 @@ class ServerSettings(Settings):
             if not re.fullmatch(r"http://[^/\s]+(:\d+)?/?", url):
                 raise ValueError(f"server.urls: {url!r} is not of the form http://host:port")
         for name in self.engine_args:
-            if name.replace("-", "_") in _OURS:
+            plain = name.lstrip("-").replace("-", "_").partition(".")[0]
+            if any(door.startswith(plain) for door in _DOORS):  # argparse takes abbreviations
+                raise ValueError(
+                    f"server.engine_args.{name}: it would take the key's guard away, or the server from where its clients "
+                    "ask; leave it out (a proxy in front of the server can do TLS, paths and sockets)"
+                )
+            if plain in _OURS:
                 raise ValueError(
                     f"server.engine_args.{name}: this argument is set by tulu_lite; use the server field instead"
                 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from .checkpoint import write_safetensors
 from .client import RolloutClient
 from .control import Control, NoAnswer, Refused
 from .member import Member
+from .process import folder_within
 from .server import request_restart
 from .state import ServerState
 
@@ -60,7 +60,7 @@ def push_adapter(
         state = member.wait_ready()
         _check_room(member, state, rank)
         # A path of its own for every push: the server keeps caches by it, and may read the last one's files meanwhile.
-        folder = Path(tempfile.mkdtemp(prefix=_files_of(name) + f"{version}-", dir=state.push_dir))
+        folder = folder_within(Path(state.push_dir), _files_of(name) + f"{version}-")
         try:
             write_safetensors(folder / "adapter_model.safetensors", tensors)
             write_json(folder / "adapter_config.json", _plain(config))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ class NoAnswer(ServerError):
 
 
 class Refused(ServerError):
-    """The server answered with an HTTP error."""
+    """The server answered with an HTTP error, or (status 200) with what no rollout server says."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -50,7 +51,8 @@ class Control:
     def call(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> Any:
         """The answer's JSON, or None when it has none. Raises NoAnswer or Refused."""
         text = self._exchange(method, path, body, timeout_s)
-        return json.loads(text) if text else None
+        with _understood(path):
+            return json.loads(text) if text else None
 
     def send(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> None:
         """A call whose answer is no JSON and says nothing more. Raises NoAnswer or Refused."""
@@ -81,7 +83,9 @@ class Control:
     def healthy(self, timeout_s: float = 5.0) -> bool:
         """Whether the API server answers and thinks that its engine lives. A stopped engine passes this."""
         try:
-            self.call("GET", "/health", timeout_s=timeout_s)
+            self.send(
+                "GET", "/health", timeout_s=timeout_s
+            )  # whether it is one of ours is asked by what follows
         except (NoAnswer, Refused):
             return False
         return True
@@ -100,15 +104,18 @@ class Control:
     def tokens_sampled(self, timeout_s: float) -> float:
         """How many tokens the engine has sampled (or scored) since it started. Raises NoAnswer or Refused."""
         counted = "vllm:prompt_tokens_total" if self.scores else "vllm:generation_tokens_total"
-        lines = self._exchange("GET", "/metrics", None, timeout_s).decode().splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(counted))
+        text = self._exchange("GET", "/metrics", None, timeout_s)
+        with _understood("/metrics"):
+            lines = text.decode().splitlines()
+            return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(counted))
 
     def max_model_len(self) -> int:
-        cards = self.call("GET", "/v1/models")["data"]
-        named = [card for card in cards if card["id"] == MODEL_NAME]
-        return int(
-            (named or cards)[0]["max_model_len"]
-        )  # one that somebody else started has names of its own
+        answer = self.call("GET", "/v1/models")
+        with _understood("/v1/models"):
+            cards = answer["data"]
+            named = [card for card in cards if card["id"] == MODEL_NAME]
+            # One that somebody else started has names of its own.
+            return int((named or cards)[0]["max_model_len"])
 
     def set_version(self, version: int) -> None:
         if self.scores:
@@ -116,7 +123,9 @@ class Control:
         self.call("POST", "/update_weight_version", {"new_version": str(version)})
 
     def version(self) -> int:
-        return int(self.call("GET", "/weight_info")["weight_version"])
+        answer = self.call("GET", "/weight_info")
+        with _understood("/weight_info"):
+            return int(answer["weight_version"])
 
     def load_adapter(self, name: str, folder: str) -> None:
         """Have the server read a LoRA adapter's files; again, if it did. Raises NoAnswer or Refused.
@@ -167,7 +176,7 @@ class Control:
         digest: of all weights as they were sent; None: not known.
         """
         self.call("POST", "/finish_weight_update", {"weight_version": str(version)})
-        reports = self.call("POST", "/collective_rpc", {"method": "tulu_lite_report"})["results"]
+        reports = self._of_each_worker("tulu_lite_report")
         held = self.version()
         if held != version:
             raise ServerError(f"the rollout server says it holds weight version {held}, not {version}")
@@ -182,13 +191,35 @@ class Control:
 
     def about(self) -> list[dict[str, Any]]:
         """What each worker says of itself: {dtype, device, gpu, host, sharded, wide}."""
-        return self.call("POST", "/collective_rpc", {"method": "tulu_lite_about"})["results"]
+        return self._of_each_worker("tulu_lite_about", "dtype", "device", "gpu", "host", "sharded", "wide")
+
+    def _of_each_worker(self, method: str, *keys: str) -> list[dict[str, Any]]:
+        """What a method of the worker extension gives in every worker, of which there is one at least."""
+        answer = self.call("POST", "/collective_rpc", {"method": method})
+        with _understood("/collective_rpc"):
+            results = [dict(result) for result in answer["results"]]
+            if missing := sorted(set(keys) - results[0].keys()):
+                raise KeyError(*missing)
+            return results
 
     def greedy(self, token_ids: Sequence[int], tokens: int) -> list[int]:
         """The most likely continuation of a prompt, of so many tokens."""
         sampling = {"max_tokens": tokens, "temperature": 0.0, "detokenize": False, "ignore_eos": True}
         body = {"token_ids": list(token_ids), "sampling_params": sampling}
-        return list(self.call("POST", "/inference/v1/generate", body)["choices"][0]["token_ids"])
+        answer = self.call("POST", "/inference/v1/generate", body)
+        with _understood("/inference/v1/generate"):
+            return list(answer["choices"][0]["token_ids"])
+
+
+@contextmanager
+def _understood(path: str) -> Iterator[None]:
+    """Reading an answer to `path`: one that has not the form it should is refused, whatever is wrong with it. Another
+    program may listen there (server.urls, or a proxy's own page), and its answer must not end whoever asks."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        what = path.partition("?")[0]
+        raise Refused(f"what answers {what} is no rollout server ({error!r})", 200) from error
 
 
 def explain(text: bytes) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TuluLiteError
-from . import weights
+from . import pushed, weights
 from .client import RolloutClient
 from .member import Member
-from .state import Push
+from .process import folder_within
+from .routes.feed import Feed
+from .state import Push, ServerState
 
 if TYPE_CHECKING:
     import torch
@@ -97,26 +98,33 @@ class _PassOn:
 def _update_from(client: RolloutClient, push: Push, reference: Any) -> None:
     state = client.wait_ready()
     assert client.folder is not None
-    target = Path(tempfile.mkdtemp(prefix=f"push-{push.version}-", dir=state.push_dir))
+    folder = client.folder
+    # Linked at once, while the files are there, under a name that no other push takes for left over.
+    made = [folder_within(Path(state.push_dir), f"coming-{push.version}-")]
+
+    def produce(feed: Feed, now: ServerState) -> Push:
+        if made[0].name.startswith("coming-"):
+            made[0] = made[0].rename(made[0].with_name(made[0].name.replace("coming-", "push-", 1)))
+        files = tuple(str(made[0] / Path(file).name) for file in push.files)
+        feed.put_all(files, push.digest)
+        return Push(push.version, files, push.digest, now.model)
+
     try:
-        files = tuple(str(_link(Path(file), target)) for file in push.files)
-        own = Push(push.version, files, push.digest, state.model)
-        weights._update(client, client.folder, own, reference)
+        for file in push.files:
+            _link(Path(file), made[0])
+        weights._updated(client, folder, push.version, produce, reference, push.digest is not None)
     except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
+        pushed.discard(folder, made)
         raise
-    for former in target.parent.glob("*-*"):
-        if former != target and former.name.startswith(("push-", weights.SPARE)):
-            shutil.rmtree(former, ignore_errors=True)
+    pushed.tidy(folder, Path(state.push_dir), spare=False)  # they would be the first one's files
 
 
-def _link(file: Path, folder: Path) -> Path:
+def _link(file: Path, folder: Path) -> None:
     target = folder / file.name
     try:
         os.link(file, target)
     except OSError:  # another file system
         shutil.copyfile(file, target)
-    return target
 
 
 def next_version(client: RolloutClient) -> int:

@@ -18,7 +18,7 @@ from .lease import forget_held
 from .process import start_time
 from .remote import RemoteServer
 from .server import RolloutServer
-from .state import STATE_FILE, Phase, ServerState, write_state
+from .state import STATE_FILE, Phase, ServerState, StateFile, write_state
 
 FOLLOW_S = 0.2
 
@@ -55,6 +55,7 @@ class RolloutFleet:
         self.servers = list(servers)
         self.folder, self.log = Path(run_dir).resolve(), Path(log_path).resolve()
         self.state_file = self.folder / STATE_FILE
+        self._told = StateFile(self.state_file)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -104,7 +105,7 @@ class RolloutFleet:
             except ServerError as error:
                 failures.append(error)
         if self._thread is not None:
-            write_state(self.state_file, self.state)
+            self._told.write(self.state)
         if failures:
             raise failures[0]
 
@@ -134,14 +135,14 @@ class RolloutFleet:
         if ready:
             text += f", weights {ready[0].weight_version}"
         reason = next((state.reason.splitlines()[0] for state in states if state.reason), "")
-        return f"{text}; {reason}" if len(ready) < len(states) and reason else text
+        return (f"{text}; {reason}" if len(ready) < len(states) and reason else text) + self._told.note
 
     def _follow(self) -> None:
         told = None
         while not self._stop.wait(FOLLOW_S):
             state = self.state
-            if state != told:
-                write_state(self.state_file, state)
+            if state != told or self._told.failure is not None:
+                self._told.write(state)
                 told = state
 
     def __enter__(self) -> RolloutFleet:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,6 +54,10 @@ class StartFailed(ServerError):
     def __init__(self, what: str, why: str, cure: str, explained: bool) -> None:
         super().__init__(what, why, cure)
         self.explained = explained  # its log names an error: another start would end the same way
+
+
+class Stopping(Exception):
+    """The owner ends the server; what was asked of it is not waited for."""
 
 
 class Generation:
@@ -131,7 +136,9 @@ class Generation:
                 raise self._start_failed(f"was not ready within {self.settings.ready_timeout_s:.0f} s")
             time.sleep(0.1)
         try:
-            self.control.canary(self.settings.canary_timeout_s)
+            self.attended(partial(self.control.canary, self.settings.canary_timeout_s), stopping)
+        except Stopping:
+            return False
         except ServerError as error:
             raise self._start_failed(f"did not answer its first request ({error})") from error
         self._health = Health(self.control)
@@ -164,9 +171,10 @@ class Generation:
             return found
         return found or self._canary.fault or abandoned_update(self._canary.folder)
 
-    def attended(self, call: Callable[[], Answer]) -> Answer:
+    def attended(self, call: Callable[[], Answer], stopping: Callable[[], bool]) -> Answer:
         """What a call to the server gives, for which its owner waits with an eye on the server: one that dies on the
-        way may leave the call without an end. Raises what the call does, or ServerError with the fault."""
+        way may leave the call without an end. Raises what the call does, ServerError with the fault, or Stopping as soon
+        as `stopping` comes true."""
         done: Future[Answer] = Future()
 
         def run() -> None:
@@ -177,6 +185,8 @@ class Generation:
 
         threading.Thread(target=run, name="rollout-call", daemon=True).start()
         while not wait([done], ATTENDED_S).done:
+            if stopping():
+                raise Stopping
             if fault := self.fault():
                 raise ServerError(fault)
         return done.result()

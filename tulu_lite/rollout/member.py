@@ -17,6 +17,7 @@ SUSPECT_S = (
     1.0  # a server that failed a request is asked last for so long, unless its owner says something new
 )
 TRUST_S = 0.2  # how long what the files said is believed without another look, when they have not changed
+GLANCE_S = 0.05  # for how long nobody looks at all: of hundreds of prompts each asks who is ready
 
 _Signature = tuple[tuple[int, int], ...]
 
@@ -40,6 +41,7 @@ class Member:
             self.folder = self.file.parent
         self.taken = 0  # responses asked of it and not answered; the client's loop alone changes it
         self._suspect: tuple[int, float] = (-1, 0.0)  # generation, until when
+        self._glanced: tuple[float, ServerState] | None = None  # when, and what was seen
         self._seen: tuple[_Signature, float, ServerState, dict[str, Adapter]] | None = None
 
     @property
@@ -54,6 +56,16 @@ class Member:
         """
         return self._look()[0]
 
+    def glance(self) -> ServerState:
+        """As state(), or what it was a moment ago: for who is to be asked. Whoever has just written something, or draws
+        a conclusion from nothing having changed, needs state()."""
+        now, glanced = time.monotonic(), self._glanced
+        if glanced is not None and now - glanced[0] < GLANCE_S:
+            return glanced[1]
+        state = self.state()
+        self._glanced = (now, state)
+        return state
+
     def adapters(self) -> dict[str, Adapter]:
         """The LoRA adapters that the server holds, by name."""
         return self._look()[1]
@@ -62,10 +74,10 @@ class Member:
         if self._fixed is not None:
             return self._fixed, {}
         assert self.folder is not None
+        now = time.monotonic()
         signature = tuple(
             _signature(path) for path in (self.file, self.folder / PUSH_FILE, self.folder / ADAPTERS_FILE)
         )
-        now = time.monotonic()
         if self._seen is not None and self._seen[0] == signature and now - self._seen[1] < TRUST_S:
             return self._seen[2], self._seen[3]
         state = read_state(self.file)
@@ -78,12 +90,14 @@ class Member:
         if push is not None and push.model == state.model:
             state = replace(state, weight_version=push.version)
         self._seen = (signature, now, state, read_adapters(self.folder))
+        self._glanced = None
         return self._seen[2], self._seen[3]
 
     def learn(self, **known: object) -> None:
         """Complete what is known of a server that somebody else keeps (its max_model_len, its weight version)."""
         if self._fixed is not None:
             self._fixed = replace(self._fixed, **known)  # type: ignore[arg-type]
+            self._glanced = None
 
     @property
     def supervised(self) -> bool:

@@ -18,6 +18,19 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PREFIX = "tulu-lite-"  # of every private folder we make
 OWNER_FILE = "owner.json"
+UNPLACED_S = 86_400.0  # how long an owner that does not say where its pid counts is taken for alive
+SHARED_MEMORY = Path("/dev/shm")
+LIBRARY_FILES = (  # what libraries call the shared memory that they make, always at the top of SHARED_MEMORY
+    "psm_",  # Python's multiprocessing.shared_memory, and so vLLM's queues between its processes
+    "sem.",  # POSIX semaphores
+    "torch_",  # torch.multiprocessing
+    "VLLM_OBJECT_STORAGE_SHM_BUFFER",  # vLLM 0.32: envs.py, v1/kv_offload/cpu and distributed/ec_transfer
+    "vllm_offload_",
+    "vllm_ec_",
+    "nccl-",
+    "cuda.shm.",
+    "__KMP_REGISTERED_LIB_",  # OpenMP
+)
 
 
 def _prctl(option: int, argument: int) -> None:
@@ -67,6 +80,14 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def pid_namespace() -> str:
+    """Names the container, or whatever else gives out pids of its own; "" where that cannot be told."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 def is_alive(pid: int, started: int | None = None) -> bool:
     """Whether the process runs (a zombie does not). `started` guards against a pid that was used again."""
     fields = _stat(pid)
@@ -87,7 +108,7 @@ def group_members(group: int) -> list[int]:
 
 
 def shared_memory_of(pids: list[int]) -> set[Path]:
-    """Files under /dev/shm that the processes have open or mapped (what they leak when killed)."""
+    """Files under /dev/shm that the processes have open or mapped."""
     found = set()
     for pid in pids:
         for path in _open_files(pid):
@@ -113,7 +134,8 @@ def _open_files(pid: int) -> Iterator[str]:
 def end_group(group: int, grace_s: float) -> None:
     """End every process of a group, ours excepted: SIGTERM, then SIGKILL after `grace_s`; 0 kills at once.
 
-    Shared memory that only they had open is removed: a killed process cannot do it.
+    What libraries made in shared memory and only they had open is removed: a killed process cannot do it. Other files
+    there are somebody's own: a model that was put there, a log, pushed weights that the next engine reads.
     """
     leaks: set[Path] = set()
     if grace_s > 0:
@@ -128,14 +150,16 @@ def end_group(group: int, grace_s: float) -> None:
         reap()
         time.sleep(0.02)
     reap()
+    leaks = {path for path in leaks if is_librarys(path)}
+    if leaks:  # whoever has them open now is of another group
+        leaks -= shared_memory_of([int(name) for name in os.listdir("/proc") if name.isdigit()])
     for path in leaks:
-        if not is_ours(path):  # pushed weights and adapters outlive an engine that has just read them
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file lies in a private folder of ours, at any depth."""
-    return any(part.startswith(PREFIX) for part in path.parent.parts)
+def is_librarys(path: Path) -> bool:
+    """Whether a file is shared memory that a library made for itself, by its place and name."""
+    return path.parent == SHARED_MEMORY and path.name.startswith(LIBRARY_FILES)
 
 
 def _signal_each(pids: list[int], number: signal.Signals) -> None:
@@ -175,19 +199,43 @@ def private_folder(parent: Path, *, sweep: bool = True) -> Path:
     if sweep:
         sweep_folders(parent)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-    write_json(folder / OWNER_FILE, {"pid": os.getpid(), "started": start_time(os.getpid())})
+    owner = {"pid": os.getpid(), "started": start_time(os.getpid())}
+    write_json(folder / OWNER_FILE, owner | _here())
     return folder
 
 
+def folder_within(parent: Path, prefix: str) -> Path:
+    """A new folder in a private one, for whoever may enter that: a server that somebody else started may run as another
+    user (`remote.py`), and tempfile makes folders for this one alone."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    os.chmod(folder, parent.stat().st_mode & 0o777)
+    return folder
+
+
+def _here() -> dict[str, str]:
+    """Where our pids count."""
+    return {"boot": boot_id(), "pid_namespace": pid_namespace()}
+
+
 def sweep_folders(parent: Path) -> list[Path]:
-    """Remove private folders of ours whose owner is dead; returns what was removed."""
+    """Remove private folders of ours whose owner is dead; returns what was removed.
+
+    Several containers or machines may share `parent`, and a pid says nothing outside its own: what an owner elsewhere
+    left stays. An owner of an earlier version does not say where it was: its folder goes when, besides, nothing was
+    made in it for a day.
+    """
     removed = []
     for folder in parent.glob(f"{PREFIX}*"):
         try:
-            if folder.stat().st_uid != os.getuid():
+            about = folder.stat()
+            if about.st_uid != os.getuid():
                 continue
             owner = json.loads((folder / OWNER_FILE).read_text())
-            if is_alive(int(owner["pid"]), owner["started"]):
+            if "boot" in owner:
+                elsewhere = {name: owner.get(name) for name in _here()} != _here()
+            else:
+                elsewhere = time.time() - about.st_mtime < UNPLACED_S
+            if elsewhere or is_alive(int(owner["pid"]), owner["started"]):
                 continue
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not one of ours, or being made this very moment

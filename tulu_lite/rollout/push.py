@@ -9,8 +9,6 @@ LoRA adapters have a push of their own (`adapters.py`).
 from __future__ import annotations
 
 import errno
-import shutil
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch.distributed as dist
 
 from ..errors import TuluLiteError
 from ..training.sharding import is_main, rank
+from . import pushed
 from . import weights as files_push
 from .checkpoint import checkpoint_shapes
 from .client import RolloutClient
@@ -28,7 +27,7 @@ from .digest import combined_digest
 from .routes.choose import Route, choose_route
 from .routes.feed import Feed
 from .routes.gpu import Messages, Source, open_transfer, trainer_gpus
-from .state import SPILL_FOLDER, Push, ServerState
+from .state import Push, ServerState
 from .weights import PushReport, server_about
 
 if TYPE_CHECKING:
@@ -111,6 +110,7 @@ class Pusher:
         except BaseException:
             self._engine = self._opened = None  # a transfer that failed cannot be used again
             raise
+        pushed.tidy(folder, Path(state.push_dir))
         return replace(files_push._report(version, report, started), route=plan.route)
 
     def _connect(self, plan: Plan, messages: Messages | None) -> None:
@@ -137,20 +137,16 @@ class Pusher:
         """Write what the server now holds to files, for one that takes its place."""
         state = self.client.wait_ready()
         about = server_about(self.client, state)
-        target = Path(tempfile.mkdtemp(prefix=f"push-{push.version}-", dir=files_push._push_dir(state)))
-        spill = files_push._folder(self.client) / SPILL_FOLDER / target.name
-        spill.mkdir(parents=True)
-        writer = files_push._Writer(self.whole, [target, spill], about, files_push._spare(target))
+        folder = files_push._folder(self.client)
+        made = pushed.make_folders(folder, push.version, state)
+        writer = files_push._Writer(self.whole, made, about, pushed.spare_folder(made[0]))
         try:
             writer.write(None)
         except OSError as error:
-            for place in (target, spill):
-                shutil.rmtree(place, ignore_errors=True)
+            pushed.discard(folder, made)
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise files_push._no_room(push.version, target.parent) from error
+                raise files_push._no_room(push.version, made[0].parent) from error
             raise
-        files_push._remove_others(target)
-        files_push._remove_spilled(spill)
         digest = combined_digest(writer.written.digests)
         return replace(push, files=tuple(writer.written.files), digest=digest)
 

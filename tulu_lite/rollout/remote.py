@@ -14,7 +14,7 @@ from .adapter_state import forget_adapters, read_adapters
 from .control import Control, NoAnswer, Refused
 from .generation import check_model, shared_memory_folder
 from .process import private_folder, start_time
-from .state import STATE_FILE, Phase, ServerState, forget_push, read_push, take_requests, write_state
+from .state import STATE_FILE, Phase, ServerState, StateFile, forget_push, read_push, take_requests
 
 LOOK_S = 1.0
 FAILED_LOOKS = 2  # in a row, before it is taken for gone
@@ -31,6 +31,7 @@ class RemoteServer:
         self.settings, self.url = settings, url.rstrip("/")
         self.folder = Path(run_dir).resolve()
         self.state_file = self.folder / STATE_FILE
+        self._told = StateFile(self.state_file)
         self._model = Path(model_dir).resolve()
         self._changed = threading.Condition()
         self._state = ServerState("stopped", reason="not started")
@@ -49,6 +50,9 @@ class RemoteServer:
         self._push_dir = private_folder(parent)
         os.chmod(self._push_dir, 0o755)  # the server may run as another user
         self._set("starting", reason="")
+        if self._told.failure is not None:
+            shutil.rmtree(self._push_dir, ignore_errors=True)
+            raise self._told.failure
         self._state.key()  # raises when the variable is not set
         self.control = Control(self.url, self._state.key(), self.settings.control_timeout_s)
         self._thread = threading.Thread(target=self._watch, name="rollout-remote", daemon=True)
@@ -91,8 +95,15 @@ class RemoteServer:
     # The watching thread
 
     def _watch(self) -> None:
+        try:
+            self._look_on()
+        except Exception as error:  # nobody would learn of it: this thread is all that tells
+            self._set("failed", reason=f"watching the server at {self.url} failed: {error!r}")
+
+    def _look_on(self) -> None:
         failed = FAILED_LOOKS  # it must prove itself first
         while not self._stop.is_set():
+            self._told.settle()
             asked = take_requests(self.folder)
             if any(request.get("action") == "serve" for request in asked):
                 self._set("failed", reason=f"the server at {self.url} runs a model of another shape")
@@ -157,5 +168,5 @@ class RemoteServer:
         }
         with self._changed:
             self._state = replace(self._state, **{**constant, "state": phase, **changes})  # type: ignore[arg-type]
-            write_state(self.state_file, self._state)
             self._changed.notify_all()
+            self._told.write(self._state)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import ServerError, TuluLiteError
+from ..files import suppress_os_errors
 from ..recipe.server import ServerSettings
 from .adapter_state import forget_adapters, read_adapters
 from .control import Control
@@ -20,6 +21,7 @@ from .generation import (
     Generation,
     PortTaken,
     StartFailed,
+    Stopping,
     check_model,
     check_port,
     shared_memory_folder,
@@ -34,16 +36,17 @@ from .state import (
     Phase,
     Push,
     ServerState,
+    StateFile,
     UpdateHeld,
     forget_push,
     read_push,
     send_request,
     take_requests,
     update_under_way,
-    write_state,
 )
 
 TICK_S = 0.1
+OWED_S = 1.0  # between tries to write a last state that found no room
 BUDGET_WINDOW_S = 3600.0
 JOIN_S = 60.0
 
@@ -62,10 +65,12 @@ class RolloutServer:
         self.settings, self.replica = settings, replica
         self.folder, self.log = Path(run_dir).resolve(), Path(log_path).resolve()
         self.state_file = self.folder / STATE_FILE
+        self._told = StateFile(self.state_file)
         self._model, self._base_version = Path(model_dir).resolve(), 0
         self._changed = threading.Condition()
         self._state = ServerState("stopped", reason="not started")
         self._stop = threading.Event()
+        self._over = threading.Event()  # nobody takes orders any more
         self._thread: threading.Thread | None = None
         self._orders: queue.Queue[tuple[Path, int, Future[None] | None]] = queue.Queue()
         self._restarts: list[float] = []
@@ -92,6 +97,9 @@ class RolloutServer:
         take_requests(self.folder)
         self._push_dir = private_folder(shared_memory_folder())
         self._set("starting", reason="")
+        if self._told.failure is not None:  # here nothing is lost by saying so
+            shutil.rmtree(self._push_dir, ignore_errors=True)
+            raise self._told.failure
         self._thread = threading.Thread(target=self._supervise, name="rollout-server", daemon=True)
         self._thread.start()
 
@@ -119,6 +127,8 @@ class RolloutServer:
             raise RuntimeError("start the server first")
         done: Future[None] = Future()
         self._orders.put((model, version, done))
+        if self._over.is_set():
+            self._refuse_orders()
         try:
             done.result(self.settings.ready_timeout_s * 2 if deadline_s is None else deadline_s)
         except TimeoutError:
@@ -133,6 +143,7 @@ class RolloutServer:
             self._thread.join(JOIN_S)
             if self._thread.is_alive():
                 raise ServerError(f"the rollout server's processes (group {self._state.pid}) do not end")
+            self._told.settle()
 
     @property
     def state(self) -> ServerState:
@@ -146,8 +157,10 @@ class RolloutServer:
         """One line for a display: ready, weights 12; restarting: its process ended (exit code 0)."""
         state = self._state
         if state.state == "ready":
-            return f"ready, weights {state.weight_version}"
-        return f"{state.state}: {state.reason.splitlines()[0]}" if state.reason else state.state
+            text = f"ready, weights {state.weight_version}"
+        else:
+            text = f"{state.state}: {state.reason.splitlines()[0]}" if state.reason else state.state
+        return text + self._told.note
 
     def __enter__(self) -> RolloutServer:
         self.start()
@@ -166,6 +179,8 @@ class RolloutServer:
             generation = self._first_start()
             while generation is not None and not self._stop.wait(TICK_S):
                 generation = self._tick(generation)
+        except Stopping:
+            pass  # as when it is seen between two looks
         except TuluLiteError as error:
             self._failure = (
                 error if isinstance(error, ServerError) else ServerError(error.what, error.why, error.cure)
@@ -180,10 +195,14 @@ class RolloutServer:
                     self._current.end()
             finally:
                 shutil.rmtree(self._push_dir, ignore_errors=True)
-                forget_push(self.folder)
-                forget_adapters(self.folder)
+                with suppress_os_errors():
+                    forget_push(self.folder)
+                    forget_adapters(self.folder)
                 self._set(phase, reason=reason)
+                self._over.set()
                 self._refuse_orders()
+            while not self._told.settle() and not self._stop.wait(OWED_S):
+                pass  # clients read in server.json that there is nothing to wait for
 
     def _first_start(self) -> Generation | None:
         """A first start that was killed is tried again, within the budget; one whose log names an error is not."""
@@ -196,6 +215,7 @@ class RolloutServer:
 
     def _tick(self, generation: Generation) -> Generation | None:
         """Look at the server once; returns the generation that serves after it, None when stopped."""
+        self._told.settle()
         reason = generation.fault()
         for request in take_requests(self.folder):
             if request.get("action") == "serve":
@@ -220,11 +240,13 @@ class RolloutServer:
         try:
             with update_under_way(self.folder, wait_s=0.0, lasts_s=8 * self.settings.control_timeout_s):
                 push = read_push(self.folder) or push
-                generation.attended(partial(self._load, generation.control, push))
+                generation.attended(partial(self._load, generation.control, push), self._stop.is_set)
         except UpdateHeld:
             return None  # look again when it has ended
         except ServerError as error:
             return f"loading weight version {push.version} again failed: {error}"
+        except TuluLiteError:
+            return None  # no room for update.json: look again
         self._set("ready", weight_version=push.version)
         return None
 
@@ -251,7 +273,7 @@ class RolloutServer:
             self._set("restarting", reason=reason)
             tail = generation.log_tail()
             generation.end(at_once=True)
-            with self.log.open("a") as log:
+            with suppress_os_errors(), self.log.open("a") as log:  # the disk may be full
                 log.write(f"\n=== rollout server, start {generation.number} ended: {reason}\n")
             now = time.monotonic()
             self._restarts = [when for when in self._restarts if now - when < BUDGET_WINDOW_S]
@@ -284,11 +306,13 @@ class RolloutServer:
         self._model, self._base_version = model, version
         try:
             after = self._bring_up(first=False)
-        except TuluLiteError as error:
+        except (TuluLiteError, Stopping) as error:
             if done is not None:
-                done.set_exception(error)
+                done.set_exception(_stopped() if isinstance(error, Stopping) else error)
             raise
-        if done is not None:
+        if done is not None and after is None:
+            done.set_exception(_stopped())
+        elif done is not None:
             done.set_result(None)
         return after
 
@@ -318,7 +342,7 @@ class RolloutServer:
                     raise
         forget_sleep(self.folder)
         forget_abandoned_update(self.folder)
-        version, longest = generation.attended(partial(self._fill, generation.control))
+        version, longest = generation.attended(partial(self._fill, generation.control), self._stop.is_set)
         generation.watch(self.folder)
         self._set("ready", reason="", weight_version=version, max_model_len=longest)
         return generation
@@ -336,8 +360,13 @@ class RolloutServer:
             )
 
     def _refuse_orders(self) -> None:
-        while not self._orders.empty():
-            done = self._orders.get()[2]
+        """Tell those who wait for another model. Called by the supervising thread at its end, and by whoever orders
+        after it."""
+        while True:
+            try:
+                done = self._orders.get_nowait()[2]
+            except queue.Empty:
+                return
             if done is not None:
                 done.set_exception(
                     ServerError(f"the rollout server is {self._state.state}: {self._state.reason}")
@@ -362,8 +391,12 @@ class RolloutServer:
         }
         with self._changed:
             self._state = replace(self._state, **{**constant, "state": phase, **changes})  # type: ignore[arg-type]
-            write_state(self.state_file, self._state)
             self._changed.notify_all()
+            self._told.write(self._state)
+
+
+def _stopped() -> ServerError:
+    return ServerError("the rollout server was stopped by its owner before it served another model")
 
 
 def request_restart(folder: Path, generation: int, reason: str) -> None:

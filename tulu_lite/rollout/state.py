@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import ServerError
+from ..errors import ServerError, TuluLiteError
 from ..files import locked, read_json, write_json
 from .process import is_alive, start_time
 
@@ -91,6 +91,35 @@ def read_state(file: Path) -> ServerState | None:
 
 def write_state(file: Path, state: ServerState) -> None:
     write_json(file, asdict(state))
+
+
+class StateFile:
+    """server.json as its owner keeps it. What cannot be written (the disk is full) is owed and written once it can be:
+    an owner that ended for it would leave everyone who waits for the server without a word."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.failure: Exception | None = None  # why the last state was not written
+        self._owed: ServerState | None = None
+
+    def write(self, state: ServerState) -> None:
+        try:
+            write_state(self.path, state)
+        except (OSError, TuluLiteError) as error:
+            self._owed, self.failure = state, error
+        else:
+            self._owed = self.failure = None
+
+    def settle(self) -> bool:
+        """Try to write what is owed; whether nothing is."""
+        if self._owed is not None:
+            self.write(self._owed)
+        return self._owed is None
+
+    @property
+    def note(self) -> str:
+        """For the end of a line on display; empty when all is written."""
+        return f"; {self.failure}" if self.failure else ""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import errno
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, ItemsView, Iterable, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,11 @@ from .client import RolloutClient
 from .control import Control, NoAnswer, Refused
 from .digest import combined_digest
 from .proof import Reference, prove_by_agreement
+from .pushed import discard, make_folders, push_folder, spare_folder, tidy
 from .routes.feed import Feed
 from .routes.files import Cast, Written, write_files
 from .server import request_restart
 from .state import (
-    SPILL_FOLDER,
     Push,
     ServerState,
     read_state,
@@ -37,8 +37,6 @@ from .state import (
 
 if TYPE_CHECKING:
     import torch
-
-SPARE = "spare-"  # folders of files that the next push writes over
 
 
 @dataclass(frozen=True)
@@ -89,23 +87,27 @@ def push_weights(
     if known is not None:
         _check_names(known, served, Path(state.model))
     reference = reference or getattr(named_tensors, "reference", None)
-    target = Path(tempfile.mkdtemp(prefix=f"push-{version}-", dir=_push_dir(state)))
-    spill = folder / SPILL_FOLDER / target.name
-    spill.mkdir(parents=True)
-    writer = _Writer(named_tensors, [target, spill], about, _spare(target), on_written)
+    made: list[Path] = []
+    writer: _Writer | None = None
+
+    def produce(feed: Feed, state: ServerState) -> Push:
+        nonlocal writer
+        if writer is None:
+            made.extend(make_folders(folder, version, state))
+            writer = _Writer(named_tensors, made, about, spare_folder(made[0]), on_written)
+            if known is None:
+                writer.write(None)
+                _check_names(writer.written.shapes, served, Path(state.model))
+        return writer.feed(feed, state)
+
     try:
-        if known is None:
-            writer.write(None)
-            _check_names(writer.written.shapes, served, Path(state.model))
-        report = _updated(client, folder, version, writer.feed, reference)
+        report = _updated(client, folder, version, produce, reference)
     except BaseException as error:
-        for place in (target, spill):
-            shutil.rmtree(place, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise _no_room(version, target.parent) from error
+        discard(folder, made)
+        if made and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _no_room(version, made[0].parent) from error
         raise
-    _remove_others(target)
-    _remove_spilled(spill)
+    tidy(folder, Path(state.push_dir))
     return _report(version, report, started)
 
 
@@ -225,8 +227,7 @@ def load_checkpoint(
     files = tuple(str(file) for file in checkpoint_files(model_dir))
     _check_names(checkpoint_shapes(model_dir), checkpoint_shapes(Path(state.model)), Path(state.model))
     report = _update(client, folder, Push(version, files, None, state.model), reference)
-    _remove_others(None, _push_dir(state))
-    _remove_spilled(folder / SPILL_FOLDER / "none")
+    tidy(folder, push_folder(state))
     return _report(version, report, started)
 
 
@@ -286,14 +287,17 @@ def _updated(
     compared must be proven by agreement. On any fault after the first order to the server it is marked for restart;
     last_push.json then still names the weights before.
     """
-    try:
-        return _update_once(client, folder, version, produce, reference, proof)
-    except ServerError as error:
-        cause = error.__cause__
-        gone = isinstance(cause, NoAnswer) and not cause.timed_out
-        if not gone and not (isinstance(cause, Refused) and cause.engine_died):
-            raise
-    return _update_once(client, folder, version, produce, reference, proof)
+    with _turn(client, folder):  # of both tries: between them nobody may take the files for left over
+        try:
+            state, push, report = _attempt(client, folder, version, produce, reference, proof)
+        except ServerError as error:
+            cause = error.__cause__
+            gone = isinstance(cause, NoAnswer) and not cause.timed_out
+            if not gone and not (isinstance(cause, Refused) and cause.engine_died):
+                raise
+            state, push, report = _attempt(client, folder, version, produce, reference, proof)
+    _survive_restart(client, state, push)
+    return report
 
 
 def _update_once(
@@ -305,35 +309,56 @@ def _update_once(
     proof: bool,
     complete: Callable[[Push], Push] | None = None,
 ) -> dict[str, Any]:
-    """One attempt. complete(push): what is left to do when the server holds the weights and samples again."""
-    settled = client.wait_ready()
-    lasts = 8 * settled.control_timeout_s  # each step has its own deadline within
-    with update_under_way(folder, wait_s=lasts, lasts_s=lasts):
-        state = client.wait_ready()  # another update may have gone before
-        feed = Feed(client.control(), version, state.weight_update)
-        try:
-            push = produce(feed, state)
-            report = feed.finish(push.digest)
-            if report["unchecked"] and proof:
-                report["agreed"] = _agreement(client.control(), version, state, report, reference)
-            if complete is not None:
-                push = complete(push)
-        except BaseException as error:
-            if not feed.abandon():
-                raise  # nothing was asked of the server yet
-            request_restart(folder, state.generation, f"weight update {version} failed: {error}")
-            _await_restart(client, state.generation)
-            if isinstance(error, ServerError):
-                raise ServerError(
-                    f"weight update {version} failed: {error.what}",
-                    error.why,
-                    error.cure
-                    or "the server starts anew with its former weights; log.txt beside server.json says more",
-                ) from error
-            raise
-        write_push(folder, push)
+    """The update with one attempt. complete(push): what is left to do when the server holds the weights and samples
+    again."""
+    with _turn(client, folder):
+        state, push, report = _attempt(client, folder, version, produce, reference, proof, complete)
     _survive_restart(client, state, push)
     return report
+
+
+@contextmanager
+def _turn(client: RolloutClient, folder: Path) -> Iterator[None]:
+    """The server for one weight update. Whoever makes or removes files of pushes does so within."""
+    lasts = 8 * client.wait_ready().control_timeout_s  # each step has its own deadline within
+    with update_under_way(folder, wait_s=lasts, lasts_s=lasts):
+        yield
+
+
+def _attempt(
+    client: RolloutClient,
+    folder: Path,
+    version: int,
+    produce: _Produce,
+    reference: Reference | None,
+    proof: bool,
+    complete: Callable[[Push], Push] | None = None,
+) -> tuple[ServerState, Push, dict[str, Any]]:
+    """One attempt, in a turn."""
+    state = client.wait_ready()  # another update may have gone before
+    feed = Feed(client.control(), version, state.weight_update)
+    try:
+        push = produce(feed, state)
+        report = feed.finish(push.digest)
+        if report["unchecked"] and proof:
+            report["agreed"] = _agreement(client.control(), version, state, report, reference)
+        if complete is not None:
+            push = complete(push)
+    except BaseException as error:
+        if not feed.abandon():
+            raise  # nothing was asked of the server yet
+        request_restart(folder, state.generation, f"weight update {version} failed: {error}")
+        _await_restart(client, state.generation)
+        if isinstance(error, ServerError):
+            raise ServerError(
+                f"weight update {version} failed: {error.what}",
+                error.why,
+                error.cure
+                or "the server starts anew with its former weights; log.txt beside server.json says more",
+            ) from error
+        raise
+    write_push(folder, push)
+    return state, push, report
 
 
 def _agreement(
@@ -420,41 +445,3 @@ def _folder(client: RolloutClient) -> Path:
             "give the client the server.json of a run",
         )
     return client.folder
-
-
-def _push_dir(state: ServerState) -> Path:
-    """Where pushed weights go. Raises ServerError when the server took the folder with it."""
-    folder = Path(state.push_dir)
-    if not folder.is_dir():
-        raise ServerError(
-            f"the rollout server's folder for weights, {folder}, is gone", "was the server stopped?"
-        )
-    return folder
-
-
-def _spare(target: Path) -> Path | None:
-    """A folder of files that are no longer needed, to be written over; None when there is none."""
-    found = sorted(target.parent.glob(f"{SPARE}*"))
-    for more in found[1:]:
-        shutil.rmtree(more, ignore_errors=True)
-    return found[0] if found else None
-
-
-def _remove_others(keep: Path | None, parent: Path | None = None) -> None:
-    """Remove the files of earlier pushes; those of the last one are kept aside, for the next to write over, while
-    shared memory has room for as much again."""
-    folder = keep.parent if keep is not None else parent or Path()
-    others = [path for path in folder.glob("push-*") if path != keep]
-    for old in sorted(others, key=lambda path: path.stat().st_mtime)[-1:] if keep is not None else []:
-        size = sum(file.stat().st_size for file in old.iterdir())
-        if shutil.disk_usage(folder).free > 2 * size and not list(folder.glob(f"{SPARE}*")):
-            old.rename(folder / f"{SPARE}{old.name}")
-    for path in [*others, *(folder.glob(f"{SPARE}*") if keep is None else [])]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove_spilled(keep: Path) -> None:
-    """Remove what earlier pushes left on the disk, and the folder of this one when it needed none."""
-    for folder in keep.parent.glob("push-*"):
-        if folder != keep or not any(folder.iterdir()):
-            shutil.rmtree(folder, ignore_errors=True)

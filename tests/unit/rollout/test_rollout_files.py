@@ -270,6 +270,15 @@ def test_settings_refuse_an_open_host_and_our_own_arguments():
         ServerSettings(engine_args={"logprobs-mode": "raw"})
 
 
+@pytest.mark.parametrize(
+    "name", ["middleware", "uds", "ssl-keyfile", "ssl_certfile", "root-path", "grpc", "config", "middlew"]
+)
+def test_settings_refuse_arguments_that_take_the_guard_or_the_server_away(name):
+    """Further arguments win over ours, and the key's guard is one of ours: it would be gone without a word."""
+    with pytest.raises(ValidationError, match=f"engine_args.{name}: it would take the key's guard away"):
+        ServerSettings(host="0.0.0.0", api_key_env="K", engine_args={name: "x"})
+
+
 def test_environment_of_the_cpu():
     settings = ServerSettings(threads=3).model_dump(mode="json")
     found = environment(settings)

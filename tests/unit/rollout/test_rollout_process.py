@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+import pytest
 
 from tulu_lite.files import write_json
 from tulu_lite.rollout.process import (
     PREFIX,
+    boot_id,
     end_group,
     group_members,
     is_alive,
+    is_librarys,
+    pid_namespace,
     private_folder,
     shared_memory_of,
     start_time,
@@ -58,7 +65,7 @@ def test_child_whose_parent_is_gone_already_ends_at_once():
 
 
 def test_end_group_kills_what_ignores_sigterm_and_removes_its_shared_memory():
-    name = Path(f"/dev/shm/test-{os.getpid()}")
+    name = Path(f"/dev/shm/psm_test_{os.getpid()}")
     code = (
         "import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         f"f = open({str(name)!r}, 'w+')\n"
@@ -74,6 +81,47 @@ def test_end_group_kills_what_ignores_sigterm_and_removes_its_shared_memory():
     assert leader.returncode == -signal.SIGKILL
     assert not group_members(leader.pid)
     assert not name.exists()
+
+
+def test_end_group_leaves_the_users_own_files_in_shared_memory():
+    """A model that was put there, a log at its top, and what a process of another group has open."""
+    folder = Path(tempfile.mkdtemp(prefix="run-", dir="/dev/shm"))
+    model, log = folder / "psm_model.safetensors", Path(f"/dev/shm/log-{os.getpid()}.txt")
+    shared = Path(f"/dev/shm/psm_test_shared_{os.getpid()}")
+    for file in (model, log, shared):
+        file.write_bytes(b"x" * 10)
+    code = (
+        f"import time\nfiles = [open(name) for name in {[str(model), str(log), str(shared)]!r}]\n"
+        "print('up', flush=True)\ntime.sleep(60)"
+    )
+    leader = python(code, start_new_session=True, stdout=subprocess.PIPE)
+    try:
+        assert leader.stdout.readline() == b"up\n"
+        with shared.open():
+            end_group(leader.pid, grace_s=0)
+        leader.wait(5)
+        assert model.exists()
+        assert log.exists()
+        assert shared.exists()
+    finally:
+        shutil.rmtree(folder)
+        for file in (log, shared):
+            file.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "librarys"),
+    [
+        ("/dev/shm/psm_1a2b3c4d", True),
+        ("/dev/shm/VLLM_OBJECT_STORAGE_SHM_BUFFER_ab12", True),
+        ("/dev/shm/vllm_offload_0.mmap", True),
+        ("/dev/shm/model.safetensors", False),
+        ("/dev/shm/run/psm_1a2b3c4d", False),
+        ("/tmp/psm_1a2b3c4d", False),
+    ],
+)
+def test_which_shared_memory_is_a_librarys(path, librarys):
+    assert is_librarys(Path(path)) is librarys
 
 
 def test_end_group_leaves_pushed_files_that_were_being_read():
@@ -98,24 +146,46 @@ def test_sweep_takes_folders_of_dead_owners_only(tmp_path):
     mine = private_folder(tmp_path)
     dead = subprocess.Popen(["true"])
     dead.wait()
+    here = {"boot": boot_id(), "pid_namespace": pid_namespace()}
+    gone = {"pid": dead.pid, "started": 5}
     folders = {}
     for name, owner in {
-        "dead": {"pid": dead.pid, "started": 5},
-        "reused": {"pid": os.getpid(), "started": 5},  # our pid, another process's start time
-        "alive": {"pid": os.getpid(), "started": start_time(os.getpid())},
+        "dead": gone | here,
+        "reused": {"pid": os.getpid(), "started": 5} | here,  # our pid, another process's start time
+        "alive": {"pid": os.getpid(), "started": start_time(os.getpid())} | here,
+        "another-machine": gone | here | {"boot": "x"},
+        "another-container": gone | here | {"pid_namespace": "pid:[1]"},
+        "earlier-version": gone,
+        "earlier-version-old": gone,
+        "earlier-version-alive": {"pid": os.getpid(), "started": start_time(os.getpid())},
     }.items():
         folders[name] = tmp_path / f"{PREFIX}{name}"
         folders[name].mkdir()
         write_json(folders[name] / "owner.json", owner)
+    for name in ("earlier-version-old", "earlier-version-alive"):
+        os.utime(folders[name], (time.time() - 90_000,) * 2)
     (tmp_path / f"{PREFIX}being-made").mkdir()
     other = tmp_path / "another-program"
     other.mkdir()
-    assert sorted(sweep_folders(tmp_path)) == sorted([folders["dead"], folders["reused"]])
+    swept = {folders["dead"], folders["reused"], folders["earlier-version-old"]}
+    assert set(sweep_folders(tmp_path)) == swept
+    assert {folder for folder in folders.values() if not folder.exists()} == swept
     assert mine.exists()
-    assert folders["alive"].exists()
     assert other.exists()
     assert (tmp_path / f"{PREFIX}being-made").exists()
     assert mine.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_says_where_its_owners_pid_counts(tmp_path):
+    dead = python(
+        "from pathlib import Path\nfrom tulu_lite.rollout.process import private_folder\n"
+        f"private_folder(Path({str(tmp_path)!r}))"
+    )
+    assert dead.wait(30) == 0
+    (left,) = tmp_path.iterdir()
+    owner = json.loads((left / "owner.json").read_text())
+    assert (owner["boot"], owner["pid_namespace"]) == (boot_id(), os.readlink("/proc/self/ns/pid"))
+    assert sweep_folders(tmp_path) == [left]
 
 
 def test_zombie_is_not_alive():
