@@ -30,15 +30,53 @@ def also_judged_by(stage: Any) -> tuple[str, ...]:
     return () if rank_by is None else (rank_by,)
 
 
+def code_check(recipe: Recipe) -> Callable[[str, Any, str, bool], None]:
+    """A check of a prompt, for DataSettings.checking: its row may not name a Python file or module. Rows are data, often
+    somebody else's, and what they say is not run; nor could a step be keyed by such a file's content."""
+
+    def check(verifier: str, reference: Any, source: str, of_row: bool) -> None:
+        if not of_row or verifier in recipe.verifiers:
+            return
+        try:
+            spec = verifier_spec(recipe, verifier)
+        except json.JSONDecodeError:
+            return  # no verifier at all
+        if code := _code(spec):
+            raise BadRow(
+                "a verifier that is code",
+                f"the row names the Python code {code[0]!r} as its verifier",
+                why="rows are data, and what they say is not run",
+                cure="name it in the recipe (`verifiers: {mine: path/to/file.py:function}`) and write `mine` in the rows, or "
+                "set `verifier` on the data source",
+            )
+
+    return check
+
+
+def _code(spec: Any) -> list[str]:
+    """The Python files and modules that a verifier spec names."""
+    if isinstance(spec, str):
+        return [spec] if ":" in spec or spec.endswith(".py") else []
+    if isinstance(spec, list):
+        return [code for item in spec for code in _code(item)]
+    if isinstance(spec, dict):
+        return [
+            code for key, item in spec.items() if key not in ("args", "name", "by") for code in _code(item)
+        ]
+    return []
+
+
 def row_check(recipe: Recipe, where: str, *also: str) -> Callable[[str, Any, str, bool], None]:
-    """A check of a prompt (its verifier, reference and source, and whether the row itself names that verifier): the
-    verifier exists and can use the reference, and so can those in `also`. For DataSettings.checking.
+    """A check of a prompt (its verifier, reference and source, and whether the row itself names that verifier): as
+    code_check, and the verifier exists and can use the reference, and so can those in `also`.
 
     It raises BadRow for what is the row's fault, and TuluLiteError for what is the recipe's, with `where` that is.
     """
     built: dict[str, verifiers.Verifier | Exception] = {}
+    no_code = code_check(recipe)
 
     def check(verifier: str, reference: Any, source: str, of_row: bool) -> None:
+        no_code(verifier, reference, source, of_row)
         for name in (verifier, *also):
             if name not in built:
                 built[name] = _build(recipe, name)

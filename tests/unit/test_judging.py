@@ -9,7 +9,7 @@ import pytest
 
 from tulu_lite.datasets.bad import BadRow
 from tulu_lite.errors import TuluLiteError
-from tulu_lite.judging import Judge, judging, row_check, verifier_spec
+from tulu_lite.judging import Judge, code_check, judging, row_check, verifier_spec
 from tulu_lite.recipe import Recipe
 from tulu_lite.records import Prompt, Rollout, RolloutGroup
 from verifiers import Verdict
@@ -133,3 +133,26 @@ def test_a_row_that_its_verifier_cannot_use_is_a_bad_row_and_a_wrong_recipe_is_n
     with pytest.raises(TuluLiteError, match="'nosuch' cannot be used") as error:
         row_check(recipe(), "stage rl", "nosuch")("number", "3", "rows", True)  # as rank_by is
     assert not isinstance(error.value, BadRow)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "mine.py:f", "/somewhere/mine.py", "os.path:exists", '{"use": "mine.py:f"}',
+        '{"all_of": ["math", {"weighted": [{"use": "a.b:c", "weight": 1}]}]}', '{"choose": {"s": "mine.py:f"}, "by": "source"}',
+    ],
+)  # fmt: skip
+def test_what_a_row_says_is_not_run(named: str) -> None:
+    """Only the recipe names code, by whatever name."""
+    for check in (code_check(recipe()), row_check(recipe(), "rl")):
+        with pytest.raises(BadRow, match="the row names the Python code") as caught:
+            check(named, "3", "rows", True)
+        assert "in the recipe" in str(caught.value.cure)
+    code_check(recipe(verifiers={named: "math"}))(named, "3", "rows", True)
+    code_check(recipe())(named, "3", "rows", False)  # the data source's, which is of the recipe
+
+
+def test_what_is_no_code_may_stand_in_a_row() -> None:
+    check = code_check(recipe())
+    for named in ("math", '{"use": "contains", "args": {"word": "a:b.py"}, "name": "x:y"}', "{not json"):
+        check(named, "3", "rows", True)

@@ -136,7 +136,8 @@ def rows_of(step: Step, steps: Mapping[str, Step], number: int) -> list[dict[str
     """The rows of a step of training, of the run or of one that it goes on from. Raises TuluLiteError where they are not
     kept, with what is true of that step."""
     from ..pipeline.history import check_has, owner
-    from ..rl.recorded import parts_of, read_rows
+    from ..rl.recorded import read_rows
+    from ..rl.rollout_files import parts_of
 
     did = owner(step, steps, number)
     folder = did.folder / "rollouts"
@@ -152,7 +153,7 @@ def rows_of(step: Step, steps: Mapping[str, Step], number: int) -> list[dict[str
 
 
 def last_kept(folder: Path, what: str) -> int:
-    from ..rl.recorded import parts_of
+    from ..rl.rollout_files import parts_of
 
     kept = parts_of(folder)
     if not kept:
@@ -176,7 +177,8 @@ def ranges(numbers: list[int]) -> str:
 def _steps_in_common(step: Step, steps: Mapping[str, Step], number: int) -> str:
     """Which kept steps, those of the runs before included, have a prompt of this step."""
     from ..pipeline.history import runs_before
-    from ..rl.recorded import parts_of, read_rows
+    from ..rl.recorded import read_rows
+    from ..rl.rollout_files import parts_of
 
     ids = {row["prompt_id"] for row in rows_of(step, steps, number)}
     kept = {

@@ -22,7 +22,8 @@ from ..errors import TuluLiteError
 from ..pipeline.history import check_has, first_step, owner
 from ..pipeline.steps import Step
 from ..recipe import Recipe
-from ..rl.recorded import parts_of, read_rows
+from ..rl.recorded import read_rows
+from ..rl.rollout_files import parts_of
 from ..stages.context import last_save
 from ..training.policy_batch import collate
 from .replay import (

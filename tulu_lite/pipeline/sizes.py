@@ -31,7 +31,7 @@ from ..recipe import (
 from ..recipe.data import DataSettings
 from ..recipe.stages import Stage
 from ..records import Prompt
-from ..rl.recorded import Recording
+from ..rl.rollout_files import check_steps
 from .fingerprint import token_cache
 from .ledger import Ledger
 from .models import model_config
@@ -217,9 +217,8 @@ class StepSizes:
         prompts, longest, held_out = self._rlvr_prompts(stage)
         steps, every = stage.steps - begun, stage.validate_every_steps
         if stage.replay is not None:
-            recorded = Recording(Path(stage.replay))
-            recorded.check(stage.steps)
-            notes = (f"{steps} steps on the rollouts in {recorded.folder}; nothing is sampled or validated",)
+            check_steps(Path(stage.replay), stage.steps)
+            notes = (f"{steps} steps on the rollouts in {stage.replay}; nothing is sampled or validated",)
             return Size(prompts, 0, 0, True, steps * stage.updates, notes)
         validations = -(-stage.steps // every) - begun // every
         completions = steps * stage.prompts_per_step * stage.samples_per_prompt + validations * held_out

@@ -118,7 +118,7 @@ class Recipe(Settings):
                     if source.stage is not None:
                         _check_rows(f"{where}.{field}", stage, source.stage, earlier, later)
             if isinstance(stage, RlvrStage):
-                for _, one in settings:
+                for _, one in settings_of(stage):
                     _check_rhythm(where, one, stage, self.server, stage.accelerate or self.accelerate)
             if self.server.colocate and isinstance(stage, RlvrStage) and stage.at_once > 1:
                 raise ValueError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
@@ -22,9 +21,9 @@ from ..files import json_lines, write_atomic
 from ..judging import response_row
 from ..records import Prompt, Rollout, RolloutGroup
 from .collect import Collected
+from .rollout_files import NAME, parts_of
 
 GZIP_ABOVE = 1 << 20  # bytes of text
-_NAME = re.compile(r"step-(\d+)(?:\.part-(\d+))?\.jsonl(?:\.gz)?")
 
 
 def rollout_rows(
@@ -94,7 +93,7 @@ def _spans(versions: Sequence[int]) -> list[tuple[int, int]]:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of one step, those of all its parts. Raises TuluLiteError for a file that is none."""
     path = Path(path)
-    named = _NAME.fullmatch(path.name)
+    named = NAME.fullmatch(path.name)
     parts = parts_of(path.parent).get(int(named[1]), []) if named else [path]
     rows: list[dict[str, Any]] = []
     for part in parts or [path]:
@@ -122,35 +121,11 @@ def read_rollouts(path: Path) -> list[RolloutGroup]:
         ) from None
 
 
-def parts_of(folder: Path) -> dict[int, list[Path]]:
-    """The files of each step in a rollouts folder, by step."""
-    found: dict[int, list[Path]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if named := _NAME.fullmatch(path.name):
-            found.setdefault(int(named[1]), []).append(path)
-    return dict(sorted(found.items()))
-
-
 class Recording:
     """A folder of recorded rollouts, as the batches of the steps they were recorded in."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.parts = folder, parts_of(folder)
-        if not self.parts:
-            raise TuluLiteError(
-                f"replay: {folder} holds no rollouts (no step-000001.jsonl or the like)",
-                cure="name the rollouts/ folder of an rlvr step",
-            )
-
-    def check(self, steps: int) -> None:
-        """Raises TuluLiteError where one of the steps 1 to `steps` was not recorded."""
-        missing = next((step for step in range(1, steps + 1) if step not in self.parts), None)
-        if missing is not None:
-            raise TuluLiteError(
-                f"replay: {self.folder} has no rollouts of step {missing}, and the stage has {steps} steps",
-                why=f"it has those of {len(self.parts)} steps, {min(self.parts)} to {max(self.parts)}",
-                cure="set `steps` to what was recorded; a run keeps its rollouts up to keep_rollouts_mb",
-            )
 
     def batch(self, step: int, rank: int, world: int) -> Collected:
         """A process's share of the groups of a step that was recorded."""

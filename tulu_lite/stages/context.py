@@ -28,7 +28,7 @@ from ..datasets.cache import TokenCache
 from ..datasets.report import DataReport
 from ..errors import TuluLiteError
 from ..files import suppress_os_errors, write_atomic, write_json
-from ..judging import also_judged_by, row_check
+from ..judging import also_judged_by, code_check, row_check
 from ..pipeline.expand import expand
 from ..pipeline.fingerprint import token_cache
 from ..pipeline.ledger import Ledger
@@ -79,10 +79,10 @@ class StepContext:
     _first: tuple[str, float, float] | None = None  # unit, time and count from which the rate is measured
 
     def __post_init__(self) -> None:
-        if (
-            self.step.samples and self.stage.bad_rows == "drop"
-        ):  # as the plan does, so that both use the same rows
-            check = row_check(self.recipe, f"stage {self.stage.name}", *also_judged_by(self.stage))
+        if self.step.samples:
+            check = code_check(self.recipe)
+            if self.stage.bad_rows == "drop":  # as the plan does, so that both use the same rows
+                check = row_check(self.recipe, f"stage {self.stage.name}", *also_judged_by(self.stage))
             self.stage = self.stage.checking(check)
         logged = Logged(self.step.id, self.step.key, self.dir, self.recipe.name, self.step.identity)
         sinks = Sinks(self.recipe.watch if self.is_main else (), logged)

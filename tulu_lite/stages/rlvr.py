@@ -31,6 +31,7 @@ from ..rl.prompts import PromptStream
 from ..rl.recorded import Recording, RolloutLog, rollout_rows
 from ..rl.reference import Reference
 from ..rl.rhythm import Feed
+from ..rl.rollout_files import check_steps
 from ..rl.saves import load_all, pending_batches, save_all
 from ..rollout.client import Sampling
 from ..training.accelerator import make_accelerator
@@ -56,7 +57,7 @@ def main() -> None:
             trainer = Trainer(ctx, sampler, judge)
             try:
                 if trainer.recording is not None:
-                    trainer.recording.check(trainer.steps)
+                    check_steps(trainer.recording.folder, trainer.steps)
                 trainer.train()
             finally:
                 trainer.close()

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tulu_lite.errors import TuluLiteError
 from tulu_lite.records import Prompt, Rollout, RolloutGroup
-from tulu_lite.rl.recorded import Recording, RolloutLog, groups_of, parts_of, read_rollouts, rollout_rows
+from tulu_lite.rl.recorded import Recording, RolloutLog, groups_of, read_rollouts, rollout_rows
+from tulu_lite.rl.rollout_files import check_steps, parts_of
 from verifiers.base import Verdict, error
 
 
@@ -87,16 +88,16 @@ def test_processes_write_parts_that_are_read_as_one(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"step-000001.jsonl", "step-000001.part-1.jsonl"}
     assert read_rollouts(tmp_path / "step-000001.jsonl") == [group(place) for place in range(4)]
     recording = Recording(tmp_path)
-    recording.check(1)
+    check_steps(tmp_path, 1)
     assert recording.batch(1, 1, 2).groups == {1: group(1), 3: group(3)}
     assert recording.batch(1, 0, 1).whole
     with pytest.raises(TuluLiteError, match="no rollouts of step 2"):
-        recording.check(2)
+        check_steps(tmp_path, 2)
 
 
 def test_files_that_hold_none(tmp_path: Path) -> None:
     with pytest.raises(TuluLiteError, match="holds no rollouts"):
-        Recording(tmp_path)
+        check_steps(tmp_path, 1)
     (tmp_path / "a.jsonl").write_text("{")
     with pytest.raises(TuluLiteError, match="cannot be read|can be read"):
         read_rollouts(tmp_path / "a.jsonl")
