@@ -97,6 +97,17 @@ def test_killed_twenty_times_it_gives_the_same_bits(world: Path, served: Rollout
     assert outcome.resumed >= 3, "the kills came too early to tell anything"
 
 
+def test_a_run_ahead_of_training_goes_on_wherever_it_is_killed(world: Path, served: RolloutServer) -> None:
+    """With responses in flight: what a save lacks of a begun batch is sampled anew, from the weights of the save, and so
+    not to the same bits. That no try fails by itself is asserted in killed_at_random."""
+    # training is quick and sampling slow, so that saves find batches half there
+    how = ("output=./async", "stages.rlvr.rhythm=async", "stages.rlvr.max_staleness=2", "stages.rlvr.sampling.max_tokens=40", "stages.rlvr.samples_per_prompt=16", "stages.rlvr.advantage=grpo", "stages.rlvr.kl_coefficient=0", "stages.rlvr.reference_refresh_steps=null", "stages.rlvr.updates_per_step=1", "stages.rlvr.curriculum=null")  # fmt: skip
+    folder = folder_of(world, *how)
+    outcome = killed_at_random("tulu_lite.stages.rlvr", arguments(world, *how), folder, kills=6, seed=5)
+    assert outcome.kills == 6
+    assert outcome.resumed >= 2, "the kills came too early to tell anything"
+
+
 def workers_of(parent: int) -> list[int]:
     """The verifier workers below a process."""
     found = []
