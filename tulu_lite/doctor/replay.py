@@ -39,7 +39,7 @@ ROUNDING = 1e-4  # relative: more between two computations of one step is not ro
 UNFINISHED = {"pending.jsonl.gz"}  # what a save of rlvr holds of batches to come: a replay samples nothing
 NOT_SHOWN = {
     "metrics.jsonl", "spikes.jsonl", "warnings.jsonl", "result.json", "error.json", "progress.json", "log.txt",
-    "model", "best", "tensorboard", "wandb", "rollouts", ".lock",
+    "model", "tensorboard", "wandb", "rollouts", ".lock",
 }  # fmt: skip
 
 
@@ -162,7 +162,8 @@ def scratch_step(step: Step, scratch: Path, start: Path | None) -> Step:
     folder = scratch / "step"
     folder.mkdir(parents=True)
     for path in step.folder.iterdir() if step.folder.exists() else ():
-        if path.name not in NOT_SHOWN and not path.name.endswith(".tmp"):
+        best = path.name.startswith("best-")  # a model of rlvr's `select: best`
+        if not best and path.name not in NOT_SHOWN and not path.name.endswith(".tmp"):
             _link(path, folder / path.name, start.name if start is not None else "")
     return replace(step, folder=folder)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..rollout.process import boot_id, is_alive, start_time
+from ..rollout.process import boot_id, is_alive, pid_namespace, start_time
 
 
 def this_process() -> dict[str, Any]:
@@ -19,10 +19,8 @@ def this_process() -> dict[str, Any]:
 
 
 def _space() -> str:
-    try:
-        return f"{boot_id()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
+    namespace = pid_namespace()
+    return f"{boot_id()} {namespace}" if namespace else ""
 
 
 def killed(run: dict[str, Any]) -> bool:

@@ -44,14 +44,7 @@ from ..pipeline.protocol import (
 )
 from ..pipeline.select import hopeless
 from ..pipeline.steps import Step, model_path
-from ..recipe import (
-    BASE,
-    Recipe,
-    TrainingStage,
-    dump_recipe,
-    load_recipe,
-    runs_of,
-)
+from ..recipe import BASE, Recipe, TrainingStage, dump_recipe, load_recipe, runs_of
 from ..rollout.process import die_with_parent
 from ..watching.sinks import Logged, Sinks
 from ..watching.watch import Watch

@@ -96,6 +96,7 @@ class Trainer:
             "first_tokens": None,
             "stopped": "",
         }
+        self.saved_best = ""  # the folder of the best model that the newest save names
         self.checked = False  # whether sampler and trainer were compared in this process
         self.began = 0.0  # when the last step was logged
 
@@ -219,6 +220,7 @@ class Trainer:
             # a folder of its own: until the next save a killed run goes on with the one before
             self.state["best"] = {"step": step, "validation": kept, "folder": f"best-{step:06d}"}
             self._export(self.ctx.dir / self.state["best"]["folder"])
+            self._drop_former_best()
         return {"validation_accuracy": accuracy}
 
     def _keep_samples(self, step: int, batch: Collected, items: list[Answered]) -> None:
@@ -273,13 +275,18 @@ class Trainer:
             }
             keep = self.stage.keep_saves
             self.ctx.saved(step, save_all(self.ctx.dir, step, self.learner, saved, self.feed.pending(), keep))
+            self.saved_best = self._best_folder()
             self._drop_former_best()
 
-    def _drop_former_best(self) -> None:
-        """Of the best models all but the one that the newest save names."""
+    def _best_folder(self) -> str:
+        """The name of the best model's folder; "" where there is none."""
         best = self.state["best"]
+        return best["folder"] if best else ""
+
+    def _drop_former_best(self) -> None:
+        """Of the best models all but the newest and the one that the newest save names."""
         for folder in self.ctx.dir.glob("best-*") if self.is_main else ():
-            if best is None or folder.name != best["folder"]:
+            if folder.name not in (self._best_folder(), self.saved_best):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _resume(self) -> None:
@@ -296,6 +303,7 @@ class Trainer:
             self.watchdog.state = state.pop("watchdog")
             state.pop("reference")
             self.state |= state
+            self.saved_best = self._best_folder()
             for batch in pending_batches(rows, self.stream.by_id, self.rank, self.world):
                 self.feed.restored[batch.step] = batch
         self.ctx.metrics.resume(self.state["step"])
@@ -315,7 +323,7 @@ class Trainer:
         if self.is_main and isinstance(self.sampler, Sampler):
             self.sampler.drop_adapter()
         best = self.state["best"]
-        folder = self.ctx.dir / (best["folder"] if best else "model")
+        folder = self.ctx.dir / (self._best_folder() or "model")
         if not best:
             self._export(folder)
         kept = best["validation"] if best else self.state["validation"]

@@ -98,7 +98,8 @@ def trainer_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
         trainer.weights = Handover(server, alone, None, False)  # type: ignore[arg-type]
         collector = Collector(server, Halves(), stage, 1, trainer.stream, trainer.weights.step_of)
         trainer.feed = Feed(collector, stage.ahead)
-        trainer.recording, trainer.checked, trainer.state = None, True, {"step": 0, "stopped": ""}
+        trainer.recording, trainer.checked = None, True
+        trainer.state = {"step": 0, "best": None, "stopped": ""}
         trainer.learnt, trainer.saved = [], saved  # type: ignore[attr-defined]
 
         def learn(batch: Any, step: int, fresh: bool) -> Any:
@@ -170,16 +171,21 @@ def test_async_goes_on_from_batches_that_were_half_there(trainer_of: Callable[..
     assert after.pushes > 0
 
 
+def killed_and_resumed(trainer_of: Callable[..., Any], **how: Any) -> tuple[Any, Any, Server]:
+    """A run that was killed when it had saved step 3, the run that went on from there, and that one's server."""
+    killed, after = trainer_of(Server(), kill_after=3, **how), Server()
+    with pytest.raises(Killed):
+        killed.train()
+    resumed = trainer_of(after, saved=killed.saved, **how)
+    resumed.train()
+    return killed, resumed, after
+
+
 def test_one_behind_goes_on_as_it_would_have(trainer_of: Callable[..., Any]) -> None:
     how: dict[str, Any] = {"rhythm": "one_behind", "steps": 6}
     whole = trainer_of(Server(), **how)
     whole.train()
-    killed = trainer_of(Server(), kill_after=3, **how)
-    with pytest.raises(Killed):
-        killed.train()
-    after = Server()
-    resumed = trainer_of(after, saved=killed.saved, **how)
-    resumed.train()
+    killed, resumed, _ = killed_and_resumed(trainer_of, **how)
     assert (
         [*killed.learnt, *resumed.learnt]
         == whole.learnt
@@ -189,12 +195,7 @@ def test_one_behind_goes_on_as_it_would_have(trainer_of: Callable[..., Any]) -> 
 
 def test_a_whole_batch_of_the_last_step_needs_no_push(trainer_of: Callable[..., Any]) -> None:
     how: dict[str, Any] = {"rhythm": "one_behind", "steps": 4}
-    killed = trainer_of(Server(), kill_after=3, **how)
-    with pytest.raises(Killed):
-        killed.train()
-    after = Server()
-    resumed = trainer_of(after, saved=killed.saved, **how)
-    resumed.train()
+    _, resumed, after = killed_and_resumed(trainer_of, **how)
     assert resumed.learnt == [(4, [2])]
     assert after.pushes == 0
 
@@ -207,11 +208,20 @@ def test_a_run_that_was_stopped_early_does_not_train_on_after_a_kill(trainer_of:
 
 
 def test_a_best_model_stays_until_a_save_names_the_next(tmp_path: Path) -> None:
-    """A kill between a better validation and the next save goes on with the model that the save names."""
+    """A kill between a better validation and the next save goes on with the model that the save names; there are never
+    more than these two."""
     trainer = rlvr.Trainer.__new__(rlvr.Trainer)
     trainer.is_main, trainer.ctx = True, SimpleNamespace(dir=tmp_path)  # type: ignore[assignment]
-    for step in (50, 60):
-        (tmp_path / f"best-{step:06d}").mkdir()
-    trainer.state = {"best": {"step": 50, "folder": "best-000050"}}
-    trainer._drop_former_best()
-    assert [path.name for path in tmp_path.iterdir()] == ["best-000050"]
+
+    def left(best: int | None, saved: str) -> list[str]:
+        for step in (50, 60, 70):
+            (tmp_path / f"best-{step:06d}").mkdir(exist_ok=True)
+        trainer.state = {"best": best and {"step": best, "folder": f"best-{best:06d}"}}
+        trainer.saved_best = saved
+        trainer._drop_former_best()
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    assert left(70, "best-000050") == ["best-000050", "best-000070"]
+    assert left(50, "best-000050") == ["best-000050"]
+    assert left(60, "") == ["best-000060"]
+    assert left(None, "") == []
